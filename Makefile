@@ -1,0 +1,69 @@
+# The variables to set: make demo FRAMEWORKS=torch, make test TORCH=2.14.1
+FRAMEWORKS ?= torch tensorflow
+TORCH ?= 2.13.0
+TENSORFLOW ?= 2.21.0
+
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+    echo $$python && break; done)
+endif
+
+requirement_torch := torch==$(TORCH)
+requirement_tensorflow := tensorflow-cpu==$(TENSORFLOW)
+requirements := $(foreach framework,$(FRAMEWORKS),$(or $(requirement_$(framework)),\
+    $(error FRAMEWORKS is "$(FRAMEWORKS)": only torch and tensorflow are known)))
+
+venv := .venv
+installed := $(venv)/installed-$(subst ==,-,$(subst $() ,-,$(requirements)))
+pip := $(venv)/bin/python -m pip --disable-pip-version-check
+horovodrun := $(venv)/bin/horovodrun --gloo
+# The ranks of a job share the processors: one thread each.
+job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2
+distributed_tests := $(venv)/bin/python -m pytest tests/distributed -p no:cacheprovider \
+    --timeout-method=thread
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make setup    install everything into $(venv), Horovod included"
+	@echo "make demo     train on 6 ranks with a faulty one, with and without the vote"
+	@echo "make test     run all tests, in one process and on 4 and 6 ranks"
+	@echo "make lint     check style and types"
+	@echo "make format   rewrite the code in the project's style"
+	@echo "make clean    remove $(venv) and what tests leave behind"
+
+setup: $(installed)
+
+$(installed): pyproject.toml setup.py tools/build_horovod.py $(wildcard tools/cmake/*.cmake)
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is missing." \
+	    "On Debian or Ubuntu: apt-get install python3 python3-dev python3-venv"; exit 1; }
+	@$(PYTHON) tools/build_horovod.py --prepare
+	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
+	@echo "Installing $(requirements) and the rest into $(venv)"
+	@$(pip) install --quiet $(requirements) --editable '.[examples,test]'
+	@$(venv)/bin/python tools/build_horovod.py
+	@rm -f $(venv)/installed-*
+	@touch $@
+
+demo: $(installed)
+	$(job_environment) timeout --foreground --kill-after=30 900 \
+	    $(horovodrun) -np 6 $(venv)/bin/python examples/torch/digits.py --compare
+
+test: $(installed)
+	$(job_environment) timeout --foreground --kill-after=30 1200 $(venv)/bin/python -m pytest
+	$(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np 4 $(distributed_tests)
+	$(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np 6 $(distributed_tests)
+
+lint: $(installed)
+	$(venv)/bin/ruff check
+	$(venv)/bin/ruff format --check
+	$(venv)/bin/pyright
+
+format: $(installed)
+	$(venv)/bin/ruff check --fix
+	$(venv)/bin/ruff format
+
+clean:
+	rm -rf $(venv) build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
