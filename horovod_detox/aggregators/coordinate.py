@@ -1,0 +1,137 @@
+"""Rules that look at every coordinate by itself."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from horovod_detox.aggregators.aggregator import Aggregator
+from horovod_detox.aggregators.columns import Rows, mean, total
+from horovod_detox.aggregators.sorting import sort
+from horovod_detox.arrays import namespace
+
+
+@dataclass(frozen=True)
+class Mean(Aggregator):
+    """Average the votes, added up in their order; robust to nothing."""
+
+    bound: ClassVar[tuple[int, int]] = (1, 1)
+
+    def max_f(self, n: int) -> int:
+        return min(0, n - 1)
+
+    def broken_bound(self, n: int, f: int) -> str:
+        return f"Mean stands no faulty vote: {n} votes with f = {f}"
+
+    def weights(self, gram: np.ndarray) -> np.ndarray:
+        n = len(gram) - 1
+        return np.full((1, n), 1 / n)
+
+
+@dataclass(frozen=True)
+class Median(Aggregator):
+    """Take the median of every coordinate, for even n the mean of the two middle values.
+
+    Yin, Chen, Ramchandran, Bartlett, ICML 2018, option I of algorithm 1.
+    """
+
+    def combine(self, rows: Rows) -> Any:
+        return middle(sort(rows, middle_ranks(len(rows))))
+
+
+@dataclass(frozen=True)
+class TrimmedMean(Aggregator):
+    """Drop the f smallest and the f largest values of every coordinate, average the others.
+
+    Yin, Chen, Ramchandran, Bartlett, ICML 2018, option II of algorithm 1.
+    """
+
+    f: int | None = None
+
+    def combine(self, rows: Rows) -> Any:
+        n, f = len(rows), self.faults(len(rows))
+        return trimmed_mean(sort(rows, range(f, n - f))) if f else mean(rows)
+
+
+@dataclass(frozen=True)
+class MeaMed(Aggregator):
+    """Average the n - f values of every coordinate that are nearest to their median.
+
+    Of two equally near values the smaller is taken.
+    Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", 2018, definition 6.
+    """
+
+    f: int | None = None
+
+    def combine(self, rows: Rows) -> Any:
+        n, f = len(rows), self.faults(len(rows))
+        if f == 0:
+            return mean(rows)
+        ordered = sort(rows)
+        return mean_around(middle([ordered[i] for i in middle_ranks(n)]), ordered, n - f)
+
+
+@dataclass(frozen=True)
+class Phocas(Aggregator):
+    """Average the n - f values of every coordinate that are nearest to their trimmed mean.
+
+    Of two equally near values the smaller is taken.
+    Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient SGD", 2018, definition 8.
+    """
+
+    f: int | None = None
+
+    def combine(self, rows: Rows) -> Any:
+        n, f = len(rows), self.faults(len(rows))
+        if f == 0:
+            return mean(rows)
+        ordered = sort(rows)
+        return mean_around(trimmed_mean(ordered[f : n - f]), ordered, n - f)
+
+
+@dataclass(frozen=True)
+class SignMajority(Aggregator):
+    """Take the sign that most votes have in every coordinate; 0 where they tie.
+
+    Bernstein, Zhao, Azizzadenesheli, Anandkumar, ICLR 2019, algorithm 1.
+    """
+
+    def combine(self, rows: Rows) -> Any:
+        sign = namespace(rows[0]).sign
+        return sign(total([sign(row) for row in rows]))
+
+
+def middle_ranks(n: int) -> range:
+    """Return the ranks of the one or two middle values.
+
+    >>> middle_ranks(5), middle_ranks(6)
+    (range(2, 3), range(2, 4))
+    """
+    return range((n - 1) // 2, n // 2 + 1)
+
+
+def middle(values: list[Any]) -> Any:
+    """Return the mean of the one or two middle values; it does not overflow."""
+    return values[0] if len(values) == 1 else values[0] * 0.5 + values[1] * 0.5
+
+
+def trimmed_mean(ordered: list[Any]) -> Any:
+    """Average ordered values; rounding does not take the result out of their range."""
+    xp, result = namespace(ordered[0]), total(ordered)
+    result = xp.divide(result, len(ordered))
+    return xp.minimum(xp.maximum(result, ordered[0], out=result), ordered[-1], out=result)
+
+
+def mean_around(centre: Any, ordered: list[Any], kept: int) -> Any:
+    """Average the `kept` of the ordered values that are nearest to the centre.
+
+    These are neighbours, and of the values whose ranks differ by a multiple of `kept` exactly one
+    is among any `kept` neighbours: the nearest of them.
+    """
+    where, chosen = namespace(centre).where, []
+    for rank in range(kept):
+        nearest, *others = ordered[rank::kept]
+        for other in others:
+            nearest = where(centre - nearest <= other - centre, nearest, other)
+        chosen.append(nearest)
+    return mean(chosen)

@@ -1,0 +1,140 @@
+"""The two-level rule of DETOX: an inner rule inside buckets of votes, an outer one over them."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from horovod_detox.aggregators.aggregator import Aggregator, Gram, TooFewVotes, combine_flags
+from horovod_detox.aggregators.columns import Rows, by_block, weighted, working_dtype
+from horovod_detox.aggregators.gram import gram_matrix
+from horovod_detox.aggregators.mixing import PreAggregator
+from horovod_detox.arrays import dtype_name, namespace
+
+
+@dataclass(frozen=True)
+class Hierarchy(Aggregator):
+    """Reduce every bucket of votes by the inner rule, then the bucket results by the outer one.
+
+    Vote i is in bucket i % buckets; without `buckets` every vote is its own. A bucket of a single
+    vote is that vote. If the inner rule stands t faulty votes in the smallest bucket, it takes
+    t + 1 to capture a bucket, so f of them capture at most f // (t + 1).
+    Rajput, Wang, Charles, Papailiopoulos, NeurIPS 2019, section 3.
+
+    Raises:
+        ValueError: when a rule cannot be used at its place.
+    """
+
+    inner: Aggregator
+    outer: Aggregator
+    buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inner, PreAggregator | Hierarchy):
+            raise ValueError(f"{self.inner} cannot be an inner aggregator")
+        if isinstance(self.outer, PreAggregator):
+            raise ValueError(f"{self.outer} is a pre-aggregator: chain a rule after it")
+        if self.buckets is not None and self.buckets < 1:
+            raise ValueError(f"buckets = {self.buckets}: there must be at least one")
+        combine_flags(self, self.inner, self.outer)
+
+    def max_f(self, n: int) -> int:
+        buckets = self._count(n)
+        if not self._works(n, buckets):
+            return -1
+        return (self.outer.max_f(buckets) + 1) * (self._inner_faults(n) + 1) - 1
+
+    def broken_bound(self, n: int, f: int) -> str:
+        buckets, t = self._count(n), self._inner_faults(n)
+        if buckets == n:
+            return self.outer.broken_bound(n, f)
+        sizes = f"{n} votes in {buckets} buckets"
+        if t < 0:
+            return f"{sizes}: {self.inner.broken_bound(n // buckets, 0)}"
+        captured = self.outer.broken_bound(buckets, f // (t + 1))
+        return f"{sizes}, each lost to {t + 1} of {f} faulty votes: {captured}"
+
+    def check(self, n: int) -> None:
+        buckets = self._count(n)
+        if self.buckets is not None and self.buckets > n:
+            raise ValueError(f"buckets = {self.buckets}: there are only {n} votes")
+        try:
+            for size in _sizes(n, buckets):
+                self.inner.check(size)
+            self.outer.check(buckets)
+        except ValueError as error:
+            raise ValueError(f"{n} votes in {buckets} buckets: {error}") from None
+
+    def fit(self, n: int) -> Self:
+        """Return the rule for n votes: with fewer buckets if needed, and an outer rule fitted."""
+        for buckets in range(self._count(n), 0, -1):
+            if self._works(n, buckets):
+                return replace(self, outer=self.outer.fit(buckets), buckets=buckets)
+        raise TooFewVotes(self.broken_bound(n, 0))
+
+    def with_f(self, f: int, n: int) -> Self:
+        if f > self.max_f(n):
+            raise ValueError(self.broken_bound(n, f))
+        buckets, inner = self._count(n), self.inner
+        for size in _sizes(n, buckets):
+            inner = inner.with_f(min(f, self._inner_faults(n)), size)
+        rule = replace(self, inner=inner)
+        captured = f // (rule._inner_faults(n) + 1)
+        return replace(rule, outer=self.outer.with_f(captured, buckets))
+
+    def at(self, step: int) -> Self:
+        return replace(self, inner=self.inner.at(step), outer=self.outer.at(step))
+
+    def reduce(self, values: Any, gram: Gram = gram_matrix, previous: Any = None) -> Any:
+        rule = self.fit(len(values))
+        if rule.buckets == len(values):
+            return rule.outer.reduce(values, gram, previous)
+        results = rule._reduce_buckets(values, gram, previous if rule.inner.uses_previous else None)
+        with np.errstate(over="ignore"):
+            result = rule.outer.reduce(results, gram, previous)
+            return namespace(values).cast(result, dtype_name(values))
+
+    def _reduce_buckets(self, values: Any, gram: Gram, previous: Any) -> Any:
+        """Reduce every bucket: `(n, d) -> (buckets, d)`; one Gram matrix serves them all."""
+        n, buckets = len(values), self._count(len(values))
+        matrix = gram(values, previous) if self.inner.uses_gram else np.zeros((n + 1, n + 1))
+        members = [list(range(bucket, n, buckets)) for bucket in range(buckets)]
+        inner = [self.inner.fit(len(votes)) if len(votes) > 1 else None for votes in members]
+        weights = [
+            rule and rule.weights(_restrict(matrix, votes))
+            for rule, votes in zip(inner, members, strict=True)
+        ]
+
+        def combine(block: Rows, before: Any) -> list[Any]:
+            return [
+                rule.combine(weighted(w, [block[i] for i in votes], before))
+                if rule is not None and w is not None
+                else block[votes[0]]
+                for rule, w, votes in zip(inner, weights, members, strict=True)
+            ]
+
+        return by_block(combine, values, previous, rows=buckets, dtype=working_dtype(values))
+
+    def _count(self, n: int) -> int:
+        return n if self.buckets is None else min(self.buckets, n)
+
+    def _works(self, n: int, buckets: int) -> bool:
+        return self.outer.max_f(buckets) >= 0 and all(
+            self.inner.max_f(size) >= 0 for size in _sizes(n, buckets)
+        )
+
+    def _inner_faults(self, n: int) -> int:
+        """Return t, the faulty votes that the inner rule stands in the smallest bucket."""
+        size = n // max(self._count(n), 1)
+        return 0 if size <= 1 else min(self.inner.faults(size), self.inner.max_f(size))
+
+
+def _sizes(n: int, buckets: int) -> list[int]:
+    """Return the sizes of the buckets that need the inner rule, ascending."""
+    return [size for size in sorted({n // buckets, -(-n // buckets)}) if size > 1]
+
+
+def _restrict(gram: np.ndarray, votes: list[int]) -> np.ndarray:
+    """Return the Gram matrix of some of the votes and the reference."""
+    kept = [*votes, len(gram) - 1]
+    return gram[np.ix_(kept, kept)]

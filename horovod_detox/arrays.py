@@ -1,0 +1,160 @@
+"""NumPy and torch arrays behind one small namespace; imports no framework.
+
+Arrays in main memory are computed on as NumPy views without a copy, whatever framework made them,
+so all frameworks give the same bits there. Arrays on an accelerator stay where they are.
+"""
+
+import sys
+from functools import cache
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+Array = Any
+
+
+class Namespace(Protocol):
+    """What the aggregators need of a framework beyond operators and indexing.
+
+    To support a framework, write this class for it and name it in `namespace`, `view`,
+    `to_numpy` and `like`.
+    """
+
+    block: int
+    """Columns worked on at a time: so many that a block of votes stays in the cache."""
+
+    def empty(self, shape: tuple[int, ...], like: Array, dtype: str) -> Array: ...
+    def cast(self, array: Array, dtype: str) -> Array: ...
+    def copy(self, array: Array) -> Array: ...
+    def minimum(self, a: Array, b: Array, out: Array) -> Array: ...
+    def maximum(self, a: Array, b: Array, out: Array) -> Array: ...
+    def where(self, condition: Array, a: Array, b: Array) -> Array: ...
+    def sign(self, array: Array) -> Array: ...
+    def divide(self, array: Array, divisor: int) -> Array: ...
+    def bounds(self, array: Array) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class NumPyNamespace:
+    """NumPy, for everything that lies in main memory."""
+
+    block = 1 << 14
+    minimum = staticmethod(np.minimum)
+    maximum = staticmethod(np.maximum)
+    where = staticmethod(np.where)
+    sign = staticmethod(np.sign)
+    divide = staticmethod(np.divide)
+    copy = staticmethod(np.copy)
+
+    def empty(self, shape: tuple[int, ...], like: np.ndarray, dtype: str) -> np.ndarray:
+        return np.empty(shape, _dtype(dtype))
+
+    def cast(self, array: np.ndarray, dtype: str) -> np.ndarray:
+        return array.astype(_dtype(dtype), copy=False)
+
+    def bounds(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and the greatest value of each row; NaN where a row has one."""
+        return array.min(axis=1), array.max(axis=1)
+
+
+class TorchNamespace:
+    """Torch, for tensors on an accelerator."""
+
+    block = 1 << 22
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self.minimum = torch.minimum
+        self.maximum = torch.maximum
+        self.where = torch.where
+        self.sign = torch.sign
+        self.copy = torch.clone
+
+    def empty(self, shape: tuple[int, ...], like: Array, dtype: str) -> Array:
+        return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=like.device)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.to(getattr(self._torch, dtype))
+
+    def divide(self, array: Array, divisor: int) -> Array:
+        # CUDA multiplies by the reciprocal, with other bits, when the divisor is a Python number.
+        return array / self._torch.full((), divisor, dtype=array.dtype, device=array.device)
+
+    def bounds(self, array: Array) -> tuple[np.ndarray, np.ndarray]:
+        return to_numpy(array.amin(1)), to_numpy(array.amax(1))
+
+
+_numpy = NumPyNamespace()
+_torch_namespace = cache(TorchNamespace)
+
+
+def namespace(array: Array) -> Namespace:
+    """Return the functions that work on this array."""
+    return cast(Namespace, _torch_namespace() if _is_torch(array) else _numpy)
+
+
+def dtype_name(array: Array) -> str:
+    """Return the name of the element type.
+
+    >>> dtype_name(np.zeros(3, np.float16))
+    'float16'
+    """
+    return str(array.dtype).removeprefix("torch.")
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """Return a NumPy array of the same shape: a view of main memory, a copy from a device.
+
+    bfloat16 becomes `ml_dtypes.bfloat16`.
+
+    Raises:
+        TypeError: for anything but a NumPy array or a torch tensor.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    if not _is_torch(array):
+        raise TypeError(f"expected a NumPy array or a torch tensor, not {type(array).__name__}")
+    tensor = array.detach().cpu()
+    if dtype_name(tensor) == "bfloat16":
+        return tensor.view(sys.modules["torch"].int16).numpy().view(_dtype("bfloat16"))
+    return tensor.numpy()
+
+
+def view(array: Array) -> Array:
+    """Return what to compute on: a NumPy view of main memory, or the tensor on its device.
+
+    Raises:
+        TypeError: for anything but a NumPy array or a torch tensor.
+    """
+    if _is_torch(array) and array.device.type != "cpu":
+        return array.detach()
+    return to_numpy(array)
+
+
+def like(original: Array, array: Array) -> Array:
+    """Return `array` as the kind of `original` and on its device, without a copy if possible."""
+    if not _is_torch(original) or _is_torch(array):
+        return array
+    torch = sys.modules["torch"]
+    if not (array.flags.writeable and array.flags.c_contiguous):
+        array = array.copy(order="C")
+    if dtype_name(array) == "bfloat16":
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array)
+    return tensor.to(original.device)
+
+
+def _is_torch(array: Array) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+@cache
+def _dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
