@@ -1,0 +1,186 @@
+"""The settings of a job and what they mean for its ranks."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from horovod_detox.aggregators import Aggregator, Hierarchy, by_name
+from horovod_detox.groups import PLACEMENTS, Groups, form_groups
+
+EXCHANGES = ("leaders",)
+PREFIX = "HOROVOD_DETOX_"
+OTHER_VARIABLES = {PREFIX + "ATTACK", PREFIX + "CACHE"}
+
+
+@dataclass(frozen=True)
+class Detox:
+    """How gradients are grouped, voted on and aggregated.
+
+    Attributes:
+        group_size: r, the ranks that compute the same batch; 1 is plain robust aggregation.
+        inner: aggregator inside each bucket of votes (A0 in the paper), a name or an object.
+        outer: aggregator of the bucket results (A1 in the paper), a name or an object.
+        buckets: number of buckets; None: every vote its own.
+        num_byzantine: q, the faulty ranks to be prepared for; None: as many as the aggregators
+            can stand.
+        placement: `spread` puts the members of a group on different hosts, `packed` on the same
+            host, `random` deals them by `seed`.
+        exchange: how copies and votes travel: `leaders`.
+        seed: seed of the random placement.
+        timeout: seconds to wait for the other ranks in one exchange.
+
+    Raises:
+        ValueError: naming the field, its value and its bound.
+    """
+
+    group_size: int = 3
+    inner: str | Aggregator = "mean"
+    outer: str | Aggregator = "median"
+    buckets: int | None = None
+    num_byzantine: int | None = None
+    placement: str = "spread"
+    exchange: str = "leaders"
+    seed: int = 0
+    timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        _check_integer("group_size", self.group_size, at_least=1)
+        _check_integer("seed", self.seed, at_least=0)
+        if self.buckets is not None:
+            _check_integer("buckets", self.buckets, at_least=1)
+        if self.num_byzantine is not None:
+            _check_integer("num_byzantine", self.num_byzantine, at_least=0)
+        _check_choice("placement", self.placement, PLACEMENTS)
+        _check_choice("exchange", self.exchange, EXCHANGES)
+        if not self.timeout > 0:
+            raise ValueError(f"timeout = {self.timeout}: it must be positive")
+        for field in ("inner", "outer"):
+            try:
+                _aggregator(getattr(self, field))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{field}: {error}") from None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Detox":
+        """Read the fields from the variables HOROVOD_DETOX_<FIELD>.
+
+        Raises:
+            ValueError: for a variable with this prefix that is not a field, or a bad value.
+
+        >>> Detox.from_environment({"HOROVOD_DETOX_GROUP_SIZE": "5"}).group_size
+        5
+        """
+        types = {PREFIX + field.name.upper(): field for field in fields(cls)}
+        given = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
+        unknown = given.keys() - types.keys() - OTHER_VARIABLES
+        if unknown:
+            raise ValueError(
+                f"{min(unknown)} is not a variable of horovod_detox: "
+                f"choose from {', '.join(sorted(types.keys() | OTHER_VARIABLES))}"
+            )
+        return cls(
+            **{
+                types[name].name: _parse(name, types[name].type, text)
+                for name, text in given.items()
+                if name in types
+            }
+        )
+
+    def plan(self, world_size: int, hosts: Sequence[object] | None = None) -> "Plan":
+        """Form the groups of p ranks and fit the aggregators to them.
+
+        Raises:
+            ValueError: when the ranks cannot form the groups, or the aggregators cannot stand
+                `num_byzantine`; it says which settings fit.
+        """
+        groups = form_groups(world_size, self.group_size, self.placement, hosts, self.seed)
+        try:
+            return Plan(self, groups, self._fitted_rule(groups))
+        except ValueError as error:
+            raise ValueError(f"{error}. {self._advice(world_size)}") from None
+
+    def describe(self) -> dict[str, str]:
+        """Return every field as text, to compare settings between ranks."""
+        return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+
+    def _fitted_rule(self, groups: Groups) -> Hierarchy:
+        """Build the two-level rule for `len(groups)` votes and check its bounds."""
+        k = len(groups)
+        if self.buckets is not None and self.buckets > k:
+            raise ValueError(f"buckets = {self.buckets}: there are only {k} votes to put into them")
+        rule = Hierarchy(_aggregator(self.inner), _aggregator(self.outer), self.buckets)
+        if self.num_byzantine is not None:
+            rule = rule.with_f(faulty_votes(self.num_byzantine, groups.smallest), k)
+        rule.check(k)
+        return rule
+
+    def _advice(self, world_size: int) -> str:
+        """Say which group_size and num_byzantine the aggregators can work with."""
+        fits = {}
+        for r in range(1, world_size + 1):
+            groups = form_groups(world_size, r)
+            qs = [q for q in range(world_size) if self._stands(groups, q)]
+            if qs and len(groups) > 1:
+                fits[r] = max(qs)
+        if not fits:
+            return f"No group_size fits {world_size} ranks: choose another aggregator"
+        settings = ", ".join(f"group_size={r} with num_byzantine<={q}" for r, q in fits.items())
+        return f"What fits {world_size} ranks: {settings}"
+
+    def _stands(self, groups: Groups, num_byzantine: int) -> bool:
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings["num_byzantine"] = num_byzantine
+        try:
+            Detox(**settings)._fitted_rule(groups)
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings applied to p ranks: their groups and the rule for the groups' votes."""
+
+    config: Detox
+    groups: Groups
+    rule: Hierarchy
+
+
+def faulty_votes(num_byzantine: int, group_size: int) -> int:
+    """Return f, the most votes that q faulty ranks can capture in groups of r.
+
+    >>> faulty_votes(5, 3)
+    2
+    """
+    return num_byzantine // (group_size // 2 + 1)
+
+
+def _aggregator(rule: str | Aggregator) -> Aggregator:
+    if isinstance(rule, str):
+        return by_name(rule)
+    if isinstance(rule, Aggregator):
+        return rule
+    raise TypeError(f"{rule!r} is neither the name of an aggregator nor an aggregator")
+
+
+def _check_integer(field: str, value: Any, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{field} = {value!r}: it must be an integer of at least {at_least}")
+
+
+def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field} = {value!r}: it must be one of {', '.join(choices)}")
+
+
+def _parse(variable: str, annotation: Any, text: str) -> Any:
+    """Turn the text of a variable into the type of its field."""
+    if annotation == (int | None) and text.lower() == "none":
+        return None
+    try:
+        if annotation in (int, int | None):
+            return int(text)
+        return float(text) if annotation is float else text
+    except ValueError:
+        raise ValueError(f"{variable} = {text!r}: it must be a number") from None

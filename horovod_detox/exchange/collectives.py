@@ -1,0 +1,133 @@
+"""The communication seam, and the in-process cluster that runs p ranks as threads."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Handle(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> Any:
+        """Return the result; raise ExchangeTimeout when it does not come in time."""
+        ...
+
+
+class Collectives(Protocol):
+    """The collectives of one set of p ranks; all ranks make the same calls under the same names.
+
+    Nothing that was passed may be written to before `wait()` has returned.
+    """
+
+    rank: int
+    size: int
+
+    def allgather(self, name: str, facts: np.ndarray) -> Handle:
+        """Concatenate the ranks' facts, in host memory: `(n_i,)` of int64 -> `(sum of n_i,)`."""
+        ...
+
+    def alltoall(self, name: str, parts: Sequence[Any]) -> Handle:
+        """Send `parts[j]`, flat int64 of the frontend's kind, to rank j: -> list by sender.
+
+        Parts may be empty and differ in length.
+        """
+        ...
+
+
+class ExchangeTimeout(RuntimeError):
+    """A collective was not completed in time: some rank did not take part."""
+
+
+class InProcessCluster:
+    """p ranks as threads of one process, with NumPy arrays.
+
+    >>> def program(collectives):
+    ...     return collectives.allgather("rank", np.array([collectives.rank])).wait().tolist()
+    >>> InProcessCluster(3).run(program)
+    [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    """
+
+    def __init__(self, size: int, timeout: float = 60.0) -> None:
+        self.size = size
+        self.timeout = timeout
+        self._calls: dict[tuple[str, int], dict[int, Any]] = {}
+        self._readers: Counter[tuple[str, int]] = Counter()
+        self._changed = threading.Condition()
+        self._failed: int | None = None
+
+    def run(self, program: Callable[[Collectives], T]) -> list[T]:
+        """Run `program(collectives)` on every rank and return the results by rank.
+
+        An exception on one rank ends the waits of all others and is raised here.
+        """
+        with ThreadPoolExecutor(self.size) as pool:
+            futures = [pool.submit(self._run_rank, program, rank) for rank in range(self.size)]
+        if self._failed is not None:
+            futures[self._failed].result()
+        return [future.result() for future in futures]
+
+    def _run_rank(self, program: Callable[[Collectives], T], rank: int) -> T:
+        try:
+            return program(_ThreadCollectives(self, rank))
+        except BaseException:
+            with self._changed:
+                self._failed = rank if self._failed is None else self._failed
+                self._changed.notify_all()
+            raise
+
+    def deposit(self, call: tuple[str, int], rank: int, message: Any) -> None:
+        """Leave a rank's message for one call of a collective."""
+        with self._changed:
+            self._calls.setdefault(call, {})[rank] = message
+            self._changed.notify_all()
+
+    def collect(self, call: tuple[str, int]) -> list[Any]:
+        """Wait for every rank's message; return them by rank."""
+        with self._changed:
+            messages = self._calls[call]
+            self._changed.wait_for(
+                lambda: len(messages) == self.size or self._failed is not None, self.timeout
+            )
+            missing = sorted(set(range(self.size)) - set(messages))
+            if missing:
+                raise ExchangeTimeout(f"ranks {missing} did not take part in {call[0]!r}")
+            self._readers[call] += 1
+            if self._readers[call] == self.size:
+                del self._calls[call], self._readers[call]
+        return [messages[rank] for rank in range(self.size)]
+
+
+class _ThreadCollectives:
+    """One rank's end of the in-process cluster."""
+
+    def __init__(self, cluster: InProcessCluster, rank: int) -> None:
+        self.rank = rank
+        self.size = cluster.size
+        self._cluster = cluster
+        self._count = 0
+
+    def allgather(self, name: str, facts: np.ndarray) -> Handle:
+        return self._submit(name, facts.copy(), np.concatenate)
+
+    def alltoall(self, name: str, parts: Sequence[np.ndarray]) -> Handle:
+        if len(parts) != self.size:
+            raise ValueError(f"{len(parts)} parts for {self.size} ranks")
+        sent = [part.copy() for part in parts]
+        return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])
+
+    def _submit(self, name: str, message: Any, finish: Callable[[list[Any]], Any]) -> Handle:
+        call = (name, self._count)
+        self._count += 1
+        self._cluster.deposit(call, self.rank, message)
+        return _ThreadHandle(lambda: finish(self._cluster.collect(call)))
+
+
+class _ThreadHandle:
+    def __init__(self, wait: Callable[[], Any]) -> None:
+        self.wait = wait

@@ -1,0 +1,95 @@
+"""The exchange in which every member sees every copy of its group: the scheme as published.
+
+1. Copies: allgather inside each group.
+2. Vote: every member compares the copies of its group.
+3. Votes: allgather across the group leaders, with the fingerprints that decided them.
+4. Aggregation: on every leader.
+5. Update: from each leader to its group.
+
+A rank receives `r + k + 1` times the gradient, a member that does not lead `r + 1` times.
+Subgroups are alltoall calls in which outsiders get empty parts: an additional Horovod process set
+would make every survivor abort when a rank dies.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.config import Plan
+from horovod_detox.exchange.aggregation import aggregate_votes, assemble, finite
+from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.outcome import Outcome, rule_for
+from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.groups import Groups
+from horovod_detox.layout import Layout
+from horovod_detox.vote import judge, majority_vote
+
+
+def exchange(
+    collectives: Collectives,
+    plan: Plan,
+    layout: Layout,
+    copy: Any,
+    agreement: Handle,
+    previous: Any | None = None,
+) -> Outcome:
+    """Turn this rank's copy into the update that all ranks share.
+
+    Args:
+        collectives: of the p ranks of the plan.
+        plan: groups, and the rule of this step.
+        layout: what the words of the copy are.
+        copy: `(w,)` words, this rank's copy of its group's gradient.
+        agreement: raises when the ranks do not hold the same layout.
+        previous: `(w,)` words of the previous update, for rules that keep a centre.
+
+    Raises:
+        NoMajority: on every rank, when the votes left are too few for the rule.
+    """
+    groups, rank, p = plan.groups, collectives.rank, collectives.size
+    members = groups.members[groups.of(rank)]
+    is_leader = rank == members[0]
+    bounds = slice_bounds(len(copy), p)
+
+    copies = _multicast(collectives, "copies", copy, members)
+    agreement.wait()
+    copies = copies.wait()
+
+    prints = np.stack([fingerprint(copies[member], bounds) for member in members])
+    vote = majority_vote(members, prints)
+    winner = assemble([copies[r] for r in vote.winners], bounds) if vote.winners else copy[:0]
+
+    votes = _multicast(collectives, "votes", winner, groups.leaders if is_leader else ())
+    facts = np.append(prints.ravel(), finite(layout, winner) if vote.winners else False)
+    facts = collectives.allgather("facts", facts if is_leader else facts[:0])
+    table, finite_votes = _read_facts(groups, facts.wait(), len(bounds))
+    votes = votes.wait()
+
+    verdict = judge(groups, table)
+    non_finite = tuple(group for group in verdict.winners if not finite_votes[group])
+    rule = rule_for(plan, verdict, non_finite)
+    update = copy[:0]
+    if is_leader:
+        kept = [votes[groups.leaders[g]] for g in verdict.winners if finite_votes[g]]
+        update = aggregate_votes(rule, layout, kept or [copy], previous)
+    updates = _multicast(collectives, "update", update, members if is_leader else ()).wait()
+    return Outcome(updates[members[0]], verdict, non_finite)
+
+
+def _multicast(collectives: Collectives, name: str, words: Any, receivers: Sequence[int]) -> Handle:
+    """Send the same words to several ranks, and nothing to the others."""
+    parts = [words if rank in receivers else words[:0] for rank in range(collectives.size)]
+    return collectives.alltoall(name, parts)
+
+
+def _read_facts(groups: Groups, facts: np.ndarray, slices: int) -> tuple[np.ndarray, list[bool]]:
+    """Split what the leaders told into all ranks' fingerprints and whether each vote is finite."""
+    table = np.empty((groups.world_size, slices, WORDS), dtype=np.int64)
+    finite_votes = [False] * len(groups)
+    for ranks in sorted(groups.members):  # the order of their leaders
+        length = len(ranks) * slices * WORDS
+        table[list(ranks)] = facts[:length].reshape(len(ranks), slices, WORDS)
+        finite_votes[groups.of(ranks[0])] = bool(facts[length])
+        facts = facts[length + 1 :]
+    return table, finite_votes

@@ -1,0 +1,64 @@
+"""What an exchange returns, and the one place that decides when there is no update."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from horovod_detox.aggregators import Aggregator, TooFewVotes
+from horovod_detox.config import Plan
+from horovod_detox.vote import Verdict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one exchange.
+
+    Attributes:
+        update: `(w,)` words, the aggregated gradient; the same bits on every rank.
+        verdict: the vote of every group.
+        non_finite: the groups whose vote held NaN or infinity.
+    """
+
+    update: Any
+    verdict: Verdict
+    non_finite: tuple[int, ...]
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether at most half of the votes were not finite, and so the update is."""
+        return 2 * len(self.non_finite) <= len(self.verdict.winners)
+
+
+class NoMajority(RuntimeError):
+    """Too many groups lost their majority for an update to be computed."""
+
+
+def rule_for(plan: Plan, verdict: Verdict, non_finite: tuple[int, ...]) -> Aggregator | None:
+    """Return the rule fitted to the finite votes of this step; None: the update is not finite.
+
+    Abstaining groups are left out. Non-finite votes are left out too, unless more than half of
+    the votes are: then so is the update, and AMP's GradScaler skips the step as usual.
+
+    Raises:
+        NoMajority: when what is left is too little for the rule.
+    """
+    votes = len(verdict.winners)
+    if not votes:
+        raise NoMajority(_explain(plan, verdict, "every group lost its majority"))
+    if 2 * len(non_finite) > votes:
+        return None
+    try:
+        return plan.rule.fit(votes - len(non_finite))
+    except TooFewVotes as error:
+        raise NoMajority(_explain(plan, verdict, str(error))) from None
+
+
+def _explain(plan: Plan, verdict: Verdict, reason: str) -> str:
+    suspects = ", ".join(
+        f"group {group} (ranks {', '.join(map(str, plan.groups.members[group]))})"
+        for group in verdict.abstentions
+    )
+    return (
+        f"no update in this step: {reason}. Without a majority: {suspects or 'none'}. "
+        "If no rank is faulty, the ranks of a group do not compute the same bits: give them the "
+        "same data (GroupSampler), random state (seed_group), thread count and library versions"
+    )

@@ -1,0 +1,131 @@
+"""Where the gradient of each parameter lies in the flat copy that is voted on."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+WORD = 8
+_DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One flat buffer of one dtype inside a copy.
+
+    Attributes:
+        dtype: name of a floating dtype.
+        length: number of elements.
+        start, stop: the words of the copy that hold it.
+    """
+
+    dtype: str
+    length: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters of a copy: flat buffers, one per dtype, one after another.
+
+    A copy is a flat array of 64-bit words of any array kind: every collective carries words, and
+    a vote compares words, so that the dtypes of the model do not matter on the way.
+
+    Attributes:
+        parameters: (name, shape, dtype) of every parameter, in the order in which they lie.
+    """
+
+    parameters: tuple[tuple[str, tuple[int, ...], str], ...]
+
+    def __post_init__(self) -> None:
+        for name, _, dtype in self.parameters:
+            if dtype not in _DTYPES:
+                raise ValueError(f"{name} is of {dtype}: gradients are of {', '.join(_DTYPES)}")
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Return the flat buffers; each begins at a whole word."""
+        lengths: dict[str, int] = {}
+        for _, shape, dtype in self.parameters:
+            lengths[dtype] = lengths.get(dtype, 0) + int(np.prod(shape, dtype=np.int64))
+        segments, start = [], 0
+        for dtype, length in lengths.items():
+            stop = start - (-length * _DTYPES[dtype].itemsize // WORD)
+            segments.append(Segment(dtype, length, start, stop))
+            start = stop
+        return tuple(segments)
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, int, int], ...]:
+        """Return (segment, start, stop) of every parameter's elements."""
+        index = {segment.dtype: i for i, segment in enumerate(self.segments)}
+        filled = [0] * len(self.segments)
+        places = []
+        for _, shape, dtype in self.parameters:
+            segment = index[dtype]
+            start = filled[segment]
+            filled[segment] += int(np.prod(shape, dtype=np.int64))
+            places.append((segment, start, filled[segment]))
+        return tuple(places)
+
+    @property
+    def words(self) -> int:
+        """Return the length of a copy in words."""
+        return self.segments[-1].stop if self.segments else 0
+
+    @cached_property
+    def digest(self) -> tuple[int, int]:
+        """Return two words that differ between layouts."""
+        digest = hashlib.sha256(json.dumps(self.parameters).encode()).digest()
+        first, second = np.frombuffer(digest[: 2 * WORD], dtype=np.int64).tolist()
+        return first, second
+
+    def typed(self, words: Any) -> list[Any]:
+        """View a copy as its flat buffers: `(w,) -> [(length,), ...]`, one for each segment."""
+        return [
+            _view(words[segment.start : segment.stop], segment.dtype)[: segment.length]
+            for segment in self.segments
+        ]
+
+    def pack(self, buffers: Sequence[np.ndarray]) -> np.ndarray:
+        """Join flat buffers into a copy: `[(length,), ...] -> (w,)` words."""
+        words = np.zeros(self.words, dtype=np.int64)
+        for target, buffer in zip(self.typed(words), buffers, strict=True):
+            target[:] = buffer
+        return words
+
+
+def _view(words: Any, dtype: str) -> Any:
+    """Reinterpret words as elements of a dtype, without a copy."""
+    if isinstance(words, np.ndarray):
+        return words.view(_DTYPES[dtype])
+    return words.view(getattr(sys.modules["torch"], dtype))
+
+
+def difference(layouts: Sequence[Sequence[Any]]) -> str:
+    """Say in words where the parameter lists of the ranks differ.
+
+    >>> difference([[["w", [2], "float32"]], [["w", [3], "float32"]]])
+    'rank 0 has w [2] float32 where rank 1 has w [3] float32'
+    """
+    for position in range(max(map(len, layouts))):
+        entries = [
+            " ".join(map(str, layout[position])) if position < len(layout) else "no parameter"
+            for layout in layouts
+        ]
+        for rank, entry in enumerate(entries):
+            if entry != entries[0]:
+                return f"rank 0 has {entries[0]} where rank {rank} has {entry}"
+    return "no difference"

@@ -1,0 +1,96 @@
+"""What the ranks of a job agree on when they start."""
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+
+from horovod_detox import attacks
+from horovod_detox.config import PREFIX, Detox, Plan
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.facts import share
+from horovod_detox.faults import Ledger
+
+log = logging.getLogger("horovod_detox")
+
+
+class Session:
+    """A job's settings, the same on every rank, and the accounts of its faults.
+
+    Attributes:
+        config: the settings.
+        hosts: the host of every rank.
+        attack: the attack of the drill asked for by HOROVOD_DETOX_ATTACK; None: none.
+    """
+
+    def __init__(
+        self, config: Detox, hosts: Sequence[str], attack: attacks.Attack | None = None
+    ) -> None:
+        self.config = config
+        self.hosts = tuple(hosts)
+        self.attack = attack
+        self._plans: dict[tuple[int, ...], Plan | None] = {}
+        self._ledgers: dict[tuple[int, ...], Ledger] = {}
+        self.plan()
+
+    def plan(self, ranks: Sequence[int] | None = None) -> Plan | None:
+        """Plan for some ranks, by default for all; None for a single one, which trains plainly.
+
+        The groups of the plan count the ranks from 0.
+        """
+        team = tuple(ranks or range(len(self.hosts)))
+        if team not in self._plans:
+            hosts = [self.hosts[rank] for rank in team]
+            self._plans[team] = self.config.plan(len(team), hosts) if len(team) > 1 else None
+        return self._plans[team]
+
+    def ledger(self, ranks: Sequence[int] | None = None) -> Ledger | None:
+        """Return the account of some ranks, by default of all; None for a single one."""
+        team = tuple(ranks or range(len(self.hosts)))
+        plan = self.plan(team)
+        if plan is None:
+            return None
+        return self._ledgers.setdefault(team, Ledger(plan.groups, team))
+
+
+def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
+    """Compare the settings of all ranks and form the session.
+
+    Args:
+        collectives: of all ranks.
+        detox: the settings; None: from the environment.
+
+    Raises:
+        ValueError: on every rank, when a rank's settings are wrong or differ from another's.
+    """
+    mine = {"host": os.environ.get("HOROVOD_HOSTNAME") or socket.gethostname()}
+    config, attack = Detox(), None
+    try:
+        config = detox or Detox.from_environment()
+        spec = os.environ.get(PREFIX + "ATTACK")
+        attack = attacks.from_spec(spec) if spec else None
+        mine |= {"settings": config.describe() | {"attack": spec or "none"}}
+    except ValueError as error:
+        mine |= {"error": str(error)}
+    everyone = share(collectives, "settings", mine)
+    for rank, theirs in enumerate(everyone):
+        if "error" in theirs:
+            raise ValueError(f"rank {rank}: {theirs['error']}")
+    _check_equal([theirs["settings"] for theirs in everyone])
+    if collectives.size == 1:
+        log.warning("one process: it trains plainly, there is nobody to vote with")
+    return Session(config, [theirs["host"] for theirs in everyone], attack)
+
+
+def _check_equal(settings: list[dict[str, str]]) -> None:
+    """Raise when a field is not the same on every rank."""
+    for name in settings[0]:
+        ranks_by_value: dict[str, list[int]] = {}
+        for rank, theirs in enumerate(settings):
+            ranks_by_value.setdefault(theirs[name], []).append(rank)
+        if len(ranks_by_value) > 1:
+            found = " but ".join(
+                f"{value} on ranks {', '.join(map(str, ranks))}"
+                for value, ranks in ranks_by_value.items()
+            )
+            raise ValueError(f"the ranks' settings differ: {name} is {found}")

@@ -1,0 +1,84 @@
+"""The majority vote of a group: fingerprints in, winners and dissenters out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from horovod_detox.groups import Groups
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The outcome of one group's vote.
+
+    Attributes:
+        winners: `(slices,)` a rank whose copy of the slice holds the majority; None: abstention,
+            the group has no strict majority in some slice and is left out of the aggregation.
+        dissenters: ranks whose copy lost in some slice. Nobody is blamed in an abstention.
+    """
+
+    winners: tuple[int, ...] | None
+    dissenters: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one step: the vote of every group, the same on every rank."""
+
+    votes: tuple[Vote, ...]
+
+    @property
+    def winners(self) -> dict[int, tuple[int, ...]]:
+        """Return the winners of each group that has a vote, groups ascending."""
+        return {g: vote.winners for g, vote in enumerate(self.votes) if vote.winners is not None}
+
+    @property
+    def abstentions(self) -> tuple[int, ...]:
+        """Return the groups without a strict majority."""
+        return tuple(g for g, vote in enumerate(self.votes) if vote.winners is None)
+
+    @property
+    def dissenters(self) -> tuple[int, ...]:
+        """Return the ranks whose copy lost, ascending."""
+        return tuple(sorted(rank for vote in self.votes for rank in vote.dissenters))
+
+
+def majority_vote(ranks: Sequence[int], fingerprints: np.ndarray) -> Vote:
+    """Take the vote of one group slice by slice.
+
+    A slice is won by the copy that more than half of the members hold; of those members the
+    lowest rank is named. Without such a copy in every slice the whole group abstains.
+
+    Args:
+        ranks: the r members of the group, ascending.
+        fingerprints: `(r, slices, 2)` of int64, row i of `ranks[i]`.
+
+    >>> row = np.zeros((1, 2, 2), np.int64)
+    >>> majority_vote((4, 5, 6), np.concatenate([row, row + 1, row]))
+    Vote(winners=(4, 4), dissenters=(5,))
+    >>> majority_vote((4, 5, 6), np.concatenate([row, row + 1, row + 2]))
+    Vote(winners=None, dissenters=())
+    """
+    equal = (fingerprints[:, None] == fingerprints[None]).all(axis=-1)  # (r, r, slices)
+    supporters = equal.sum(axis=1)  # (r, slices)
+    winner = supporters.argmax(axis=0)  # (slices,), the lowest index among equals
+    if 2 * supporters.max(axis=0).min() <= len(ranks):
+        return Vote(winners=None)
+    with_winner = np.take_along_axis(equal, winner[None, None], axis=1)[:, 0]  # (r, slices)
+    return Vote(
+        winners=tuple(ranks[i] for i in winner),
+        dissenters=tuple(np.array(ranks)[~with_winner.all(axis=1)].tolist()),
+    )
+
+
+def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
+    """Take the vote of every group from the table of all ranks' fingerprints.
+
+    Args:
+        groups: k groups of p ranks.
+        fingerprints: `(p, slices, 2)` of int64, row i of rank i.
+    """
+    return Verdict(
+        tuple(majority_vote(ranks, fingerprints[list(ranks)]) for ranks in groups.members)
+    )

@@ -1,0 +1,32 @@
+"""A small job on the in-process cluster, for tests of the protocol."""
+
+import numpy as np
+
+from horovod_detox import Detox
+from horovod_detox.engine import Engine
+from horovod_detox.exchange.collectives import InProcessCluster
+from horovod_detox.layout import Layout
+
+
+def layout_of(*arrays: np.ndarray) -> Layout:
+    """Return the layout of one parameter per array."""
+    return Layout(tuple((f"p{i}", a.shape, a.dtype.name) for i, a in enumerate(arrays)))
+
+
+def exchange_all(detox: Detox, copies: list[list[list[np.ndarray]]], timeout: float = 20.0):
+    """Run steps of exchanges: `copies[step][rank]` are the flat buffers that the rank sends.
+
+    Returns the outcomes as `[rank][step]` and the reports by rank.
+    """
+    plan = detox.plan(len(copies[0]))
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        outcomes = []
+        for step in copies:
+            layout = layout_of(*step[collectives.rank])
+            outcomes.append(engine.exchange(layout.pack(step[collectives.rank]), layout))
+        return outcomes, engine.ledger.report()
+
+    results = InProcessCluster(len(copies[0]), timeout).run(program)
+    return [outcomes for outcomes, _ in results], [report for _, report in results]

@@ -1,0 +1,245 @@
+"""The exchanges on the in-process cluster: one update everywhere, liars named, never a hang."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from horovod_detox import Detox
+from horovod_detox.aggregators import AGGREGATORS, CenteredClipping, by_name
+from horovod_detox.engine import Engine, RanksDisagree
+from horovod_detox.exchange import EXCHANGES
+from horovod_detox.exchange.collectives import ExchangeTimeout, InProcessCluster
+from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.exchange.reference import aggregate_copies
+from horovod_detox.groups import PLACEMENTS
+from tests.cluster import exchange_all, layout_of
+
+DTYPES = [np.float16, np.float32, np.float64]
+
+
+@st.composite
+def jobs(draw):
+    """Draw settings, honest buffers per group, and a minority of liars in every group."""
+    r = draw(st.integers(1, 5))
+    p = draw(st.integers(max(r, 2), 24))
+    outer = draw(st.sampled_from(["mean", "median", "trimmed_mean", "geometric_median", "meamed"]))
+    detox = Detox(
+        group_size=r,
+        outer=outer,
+        placement=draw(st.sampled_from(PLACEMENTS)),
+        exchange=draw(st.sampled_from(sorted(EXCHANGES))),
+    )
+    groups = detox.plan(p).groups
+    dtypes = draw(st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3, unique=True))
+    lengths = [draw(st.integers(1, 40)) for _ in dtypes]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    honest = [
+        [rng.normal(size=n).astype(t) for n, t in zip(lengths, dtypes, strict=True)]
+        for _ in groups.members
+    ]
+    liars = [
+        rank
+        for members in groups.members
+        for rank in draw(st.permutations(members))[: draw(st.integers(0, (len(members) - 1) // 2))]
+    ]
+    return detox, groups, honest, sorted(liars), rng
+
+
+def corrupted(groups, honest, liars, rng):
+    """Give every rank its group's buffers, and liars something else."""
+    copies = [[buffer.copy() for buffer in honest[groups.of(r)]] for r in range(groups.world_size)]
+    for liar in liars:
+        for buffer in copies[liar]:
+            buffer += rng.choice([1, -100]).astype(buffer.dtype)
+    return copies
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs())
+def test_a_minority_in_every_group_changes_no_bit_and_is_named(job):
+    detox, groups, honest, liars, rng = job
+    fair = corrupted(groups, honest, [], rng)
+    expected, reports = exchange_all(detox, [fair])
+    assert reports[0].dissents == {}
+    lied = corrupted(groups, honest, liars, rng)
+    outcomes, reports = exchange_all(detox, [lied])
+    for (outcome,), report in zip(outcomes, reports, strict=True):
+        assert np.array_equal(outcome.update, expected[0][0].update)
+        assert outcome.verdict == outcomes[0][0].verdict
+        assert tuple(report.dissents) == tuple(liars)
+    layout = layout_of(*fair[0])
+    reference = aggregate_copies(detox.plan(len(fair)), layout, [layout.pack(c) for c in fair])
+    assert np.array_equal(reference.update, expected[0][0].update)
+
+
+@pytest.mark.parametrize("outer", sorted(AGGREGATORS))
+def test_45_ranks_with_every_rule(outer):
+    detox = Detox(outer=by_name(outer, radius=1.0) if outer == "centered_clipping" else outer)
+    groups = detox.plan(45).groups
+    rng = np.random.default_rng(0)
+    honest = [[rng.normal(size=101).astype(np.float32)] for _ in groups.members]
+    liars = [members[i % 3] for i, members in enumerate(groups.members)]
+    steps = [corrupted(groups, honest, liars, rng) for _ in range(2)]
+    outcomes, reports = exchange_all(detox, steps)
+    fair, _ = exchange_all(detox, [corrupted(groups, honest, [], rng)] * 2)
+    for rank in range(45):
+        for step in range(2):
+            assert np.array_equal(outcomes[rank][step].update, fair[0][step].update)
+        assert reports[rank].dissents == dict.fromkeys(sorted(liars), 2)
+        assert reports[rank].events == reports[0].events
+
+
+def test_an_abstaining_group_is_left_out_and_nobody_is_blamed():
+    detox = Detox(group_size=3, outer="mean")
+    values = {0: 1.0, 1: 2.0, 2: 7.0}
+    copies = [[np.full(5, values[rank % 3], np.float32)] for rank in range(9)]
+    copies[5][0][:] = 100  # group 2 holds ranks 2, 5, 8: three different copies
+    copies[8][0][:] = -100
+    outcomes, reports = exchange_all(detox, [copies])
+    layout = layout_of(*copies[0])
+    for (outcome,), report in zip(outcomes, reports, strict=True):
+        assert layout.typed(outcome.update)[0].tolist() == [1.5] * 5
+        assert (report.dissents, report.abstentions) == ({}, {2: 1})
+        assert report.events[0].ranks == (2, 5, 8)
+
+
+def test_no_majority_anywhere_is_an_error_on_every_rank():
+    copies = [[np.full(5, float(rank), np.float32)] for rank in range(6)]
+    plan = Detox().plan(6)
+    layout = layout_of(*copies[0])
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        with pytest.raises(NoMajority, match=r"group 1 \(ranks 1, 3, 5\).*seed_group"):
+            engine.exchange(layout.pack(copies[collectives.rank]), layout)
+        return True
+
+    assert InProcessCluster(6).run(program) == [True] * 6
+
+
+@pytest.mark.parametrize("outer", ["median", "trimmed_mean(f=1)"])
+def test_a_captured_group_cannot_leave_the_hull_of_honest_votes(outer):
+    detox = Detox(group_size=3, outer=outer)
+    groups = detox.plan(15).groups
+    rng = np.random.default_rng(3)
+    honest = [[rng.normal(size=50).astype(np.float32)] for _ in groups.members]
+    for lie in (1e30, -1e30, 0.0):
+        copies = corrupted(groups, honest, [], rng)
+        for captor in groups.members[2][:2]:
+            copies[captor][0][:] = lie
+        outcomes, _ = exchange_all(detox, [copies])
+        update = layout_of(*copies[0]).typed(outcomes[0][0].update)[0]
+        votes = np.stack([buffers[0] for g, buffers in enumerate(honest) if g != 2])
+        slack = 4 * np.finfo(np.float32).eps * np.abs(votes).max(axis=0)
+        assert (update >= votes.min(axis=0) - slack).all()
+        assert (update <= votes.max(axis=0) + slack).all()
+
+
+def test_nan_on_all_honest_members_outvotes_an_attacker():
+    copies = [[np.full(4, rank % 3, np.float32)] for rank in range(9)]
+    for rank in (2, 8):
+        copies[rank][0][:] = np.nan  # group 2 overflows together; rank 5 pretends it did not
+    copies[5][0][:] = 3.0
+    outcomes, reports = exchange_all(Detox(outer="mean"), [copies])
+    assert layout_of(*copies[0]).typed(outcomes[4][0].update)[0].tolist() == [0.5] * 4
+    assert (reports[0].dissents, reports[0].non_finite) == ({5: 1}, {2: 1})
+
+
+def test_the_update_is_not_finite_when_most_votes_are_not():
+    copies = [[np.full(4, rank % 3, np.float32)] for rank in range(9)]
+    for rank in (0, 3, 6, 1, 4, 7):
+        copies[rank][0][1] = np.inf
+    outcomes, reports = exchange_all(Detox(), [copies])
+    assert np.isnan(layout_of(*copies[0]).typed(outcomes[0][0].update)[0]).all()
+    assert (reports[3].dissents, reports[3].non_finite) == ({}, {0: 1, 1: 1})
+
+
+def test_centered_clipping_keeps_its_centre_and_forgets_no_step_to_nan():
+    detox = Detox(group_size=1, outer=CenteredClipping(radius=0.5))
+    first = [[np.array([4.0 + rank], np.float32)] for rank in range(3)]
+    poison = [[np.array([np.nan], np.float32)] for _ in range(3)]
+    outcomes, _ = exchange_all(detox, [first, first, poison, first])
+    layout = layout_of(*first[0])
+    updates = [layout.typed(outcome.update)[0].item() for outcome in outcomes[1]]
+    assert updates[0] == 0.5
+    assert updates[1] == 1.0
+    assert np.isnan(updates[2])
+    assert updates[3] == 1.5
+
+
+def failing_everywhere(program, size, error, match):
+    """Check that `program` raises on every rank, well before any timeout."""
+
+    def expect(collectives):
+        with pytest.raises(error, match=match):
+            program(collectives)
+        return True
+
+    assert InProcessCluster(size).run(expect) == [True] * size
+
+
+def test_ranks_with_different_parameters_all_hear_which():
+    plan = Detox().plan(6)
+
+    def program(collectives):
+        buffers = [np.zeros(3), np.zeros(3, np.float32)][: 2 if collectives.rank == 4 else 1]
+        layout = layout_of(*buffers)
+        Engine(plan, collectives).exchange(layout.pack(buffers), layout)
+
+    failing_everywhere(
+        program, 6, RanksDisagree, r"rank 0 has no parameter where rank 4 has p1 \[3\] float32"
+    )
+
+
+def test_ranks_in_different_steps_all_hear_it():
+    plan = Detox().plan(6)
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        engine.step = int(collectives.rank == 2)
+        layout = layout_of(np.zeros(3))
+        engine.exchange(layout.pack([np.zeros(3)]), layout)
+
+    failing_everywhere(program, 6, RanksDisagree, r"different steps: \[0, 0, 1, 0, 0, 0\]")
+
+
+def test_a_rank_that_computed_another_update_is_named():
+    plan = Detox().plan(6)
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        layout = layout_of(np.zeros(3))
+        engine.exchange(layout.pack([np.zeros(3)]), layout)
+        if collectives.rank == 3:
+            engine._digest = engine._digest + 1
+        engine.exchange(layout.pack([np.zeros(3)]), layout)
+
+    failing_everywhere(program, 6, RanksDisagree, r"ranks \[3\] computed another update .* step 0")
+
+
+def test_a_rank_that_does_not_take_part_ends_the_wait():
+    plan = Detox().plan(6)
+    layout = layout_of(np.zeros(3))
+
+    def program(collectives):
+        if collectives.rank == 5:
+            return True
+        with pytest.raises(ExchangeTimeout, match=r"ranks \[5\] did not take part"):
+            Engine(plan, collectives).exchange(layout.pack([np.zeros(3)]), layout)
+        return True
+
+    assert InProcessCluster(6, timeout=0.5).run(program) == [True] * 6
+
+
+def test_an_exception_on_one_rank_is_the_one_that_is_raised():
+    plan = Detox().plan(6)
+    layout = layout_of(np.zeros(3))
+
+    def program(collectives):
+        if collectives.rank == 5:
+            raise KeyError("rank 5 broke")
+        Engine(plan, collectives).exchange(layout.pack([np.zeros(3)]), layout)
+
+    with pytest.raises(KeyError, match="rank 5 broke"):
+        InProcessCluster(6).run(program)

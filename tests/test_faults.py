@@ -1,0 +1,65 @@
+"""The ledger: facts in, totals and events out."""
+
+import json
+import logging
+
+from horovod_detox import faults
+from horovod_detox.faults import Event, Ledger
+from horovod_detox.groups import form_groups
+from horovod_detox.vote import Verdict, Vote
+
+GROUPS = form_groups(6, 3)  # (0, 2, 4) and (1, 3, 5)
+FINE = Vote(winners=(0,))
+
+
+def test_totals_and_events():
+    ledger = Ledger(GROUPS)
+    ledger.record(0, Verdict((FINE, FINE)))
+    ledger.record(1, Verdict((Vote((0,), dissenters=(4,)), Vote(None))))
+    ledger.record(2, Verdict((Vote((0,), dissenters=(2, 4)), FINE)), non_finite=(1,))
+    report = ledger.report()
+    assert (report.steps, report.dissents) == (3, {2: 1, 4: 2})
+    assert (report.abstentions, report.non_finite) == ({1: 1}, {1: 1})
+    assert report.events == (
+        Event(1, "dissent", 0, (4,)),
+        Event(1, "abstention", 1, (1, 3, 5)),
+        Event(2, "dissent", 0, (2, 4)),
+        Event(2, "non_finite", 1, (1, 3, 5)),
+    )
+    assert json.loads(report.to_json())["dissents"] == {"2": 1, "4": 2}
+    assert str(report).startswith("rank 2 dissented in 1, rank 4 dissented in 2, group 1 abstained")
+
+
+def test_an_account_without_faults_says_so():
+    ledger = Ledger(GROUPS)
+    ledger.record(0, Verdict((FINE, FINE)))
+    assert str(ledger.report()) == "no fault in any of 1 steps"
+
+
+def test_ranks_of_a_subset_are_reported_by_their_names_in_the_job():
+    ledger = Ledger(form_groups(3, 3), ranks=(2, 5, 7))
+    ledger.record(0, Verdict((Vote((0,), dissenters=(1,)),)))
+    assert ledger.report().dissents == {5: 1}
+    ledger.record(1, Verdict((Vote(None),)))
+    assert ledger.report().events[-1].ranks == (2, 5, 7)
+
+
+def test_a_culprit_is_logged_once_and_told_to_callbacks_always(caplog):
+    told = []
+    ledger = Ledger(GROUPS)
+    ledger.subscribe(told.append)
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        for step in range(3):
+            ledger.record(step, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    assert caplog.messages == ["step 0: group 0 outvoted rank 4"]
+    assert [event.step for event in told] == [0, 1, 2]
+
+
+def test_memory_is_bounded_and_totals_are_not(monkeypatch):
+    monkeypatch.setattr(faults, "KEPT_EVENTS", 5)
+    ledger = Ledger(GROUPS)
+    for step in range(20):
+        ledger.record(step, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    report = ledger.report()
+    assert report.dissents == {4: 20}
+    assert [event.step for event in report.events] == [15, 16, 17, 18, 19]

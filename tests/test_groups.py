@@ -1,0 +1,50 @@
+"""Groups: every rank in one group, sizes even, placements as promised."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from horovod_detox.groups import PLACEMENTS, form_groups
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 9), st.sampled_from(PLACEMENTS), st.integers(0, 5), st.data()
+)
+def test_groups_partition_the_ranks_evenly(p, r, placement, seed, data):
+    if p < r:
+        with pytest.raises(ValueError, match=f"{p} ranks cannot form a group of {r}"):
+            form_groups(p, r, placement)
+        return
+    hosts = data.draw(st.lists(st.integers(0, 4), min_size=p, max_size=p))
+    groups = form_groups(p, r, placement, hosts, seed)
+    assert sorted(rank for members in groups.members for rank in members) == list(range(p))
+    assert len(groups) == p // r
+    sizes = [len(members) for members in groups.members]
+    assert min(sizes) >= r
+    assert max(sizes) - min(sizes) <= 1
+    assert all(rank in groups.members[groups.of(rank)] for rank in range(p))
+    assert groups.leaders == tuple(min(members) for members in groups.members)
+
+
+@given(st.integers(1, 6), st.integers(2, 5))
+def test_spread_puts_the_members_of_a_group_on_different_hosts(k, r):
+    hosts = [host for host in range(r) for _ in range(k)]
+    for members in form_groups(k * r, r, "spread", hosts).members:
+        assert len({hosts[rank] for rank in members}) == r
+
+
+@given(st.integers(1, 6), st.integers(2, 5))
+def test_packed_puts_the_members_of_a_group_on_one_host(k, r):
+    hosts = [host for _ in range(r) for host in range(k)]  # dealt in turn
+    for members in form_groups(k * r, r, "packed", hosts).members:
+        assert len({hosts[rank] for rank in members}) == 1
+
+
+def test_random_placement_follows_the_seed():
+    assert form_groups(30, 3, "random", seed=1) == form_groups(30, 3, "random", seed=1)
+    assert form_groups(30, 3, "random", seed=1) != form_groups(30, 3, "random", seed=2)
+
+
+def test_an_unknown_placement_is_named():
+    with pytest.raises(ValueError, match="'scattered' is not one of spread, packed, random"):
+        form_groups(6, 3, "scattered")
