@@ -1,0 +1,63 @@
+"""Fault drills on a real job: corrupt a copy before it is exchanged."""
+
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.arrays import like, to_numpy
+from horovod_detox.attacks import Attack, Drill
+from horovod_detox.config import Plan
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.exchange.reference import aggregate_copies
+from horovod_detox.layout import Layout
+
+
+class CopyDrill:
+    """Let an attack act on the copies that this rank sends, each flat buffer by itself.
+
+    Raises:
+        ValueError: when the attack does not fit the groups.
+    """
+
+    def __init__(self, attack: Attack, plan: Plan, collectives: Collectives) -> None:
+        attack.check(plan.groups)
+        self._attack = attack
+        self._plan = plan
+        self._collectives = collectives
+        self._drills: list[Drill] = []
+
+    def corrupt(self, step: int, copy: Any, layout: Layout) -> Any:
+        """Return the copy to send: `(w,) -> (w,)` words; `copy` itself from an honest rank.
+
+        An omniscient attack makes all ranks gather all copies: traffic that only drills have.
+        """
+        everyone = self._gather(copy) if self._attack.omniscient else None
+        if len(self._drills) != len(layout.segments):
+            rank, groups = self._collectives.rank, self._plan.groups
+            self._drills = [Drill(self._attack, rank, groups) for _ in layout.segments]
+        lie = to_numpy(copy).copy()
+        for i, (drill, buffer) in enumerate(zip(self._drills, layout.typed(lie), strict=True)):
+            buffers = None if everyone is None else [layout.typed(each)[i] for each in everyone]
+            buffer[:] = drill.corrupt(
+                step,
+                buffer.copy(),
+                None if buffers is None else np.stack(buffers),
+                self._update_of,
+            )
+        return like(copy, lie)
+
+    def _gather(self, copy: Any) -> list[np.ndarray]:
+        parts = [copy] * self._collectives.size
+        received = self._collectives.alltoall("drill", parts).wait()
+        return [to_numpy(each) for each in received]
+
+    def _update_of(self, copies: np.ndarray) -> np.ndarray:
+        """Compute what the job would make of these copies: `(p, n) -> (n,)`."""
+        layout = Layout((("buffer", copies.shape[1:], copies.dtype.name),))
+        words = [layout.pack([copy]) for copy in copies]
+        try:
+            outcome = aggregate_copies(self._plan, layout, words)
+        except NoMajority:
+            return np.full_like(copies[0], np.nan)
+        return layout.typed(outcome.update)[0]
