@@ -1,0 +1,148 @@
+"""From the last gradient of a backward pass to the update: when and how a model is exchanged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from horovod_detox.attacks import Attack
+from horovod_detox.drill import CopyDrill
+from horovod_detox.engine import Engine
+from horovod_detox.layout import Layout
+from horovod_detox.torch.context import Engines
+from horovod_detox.torch.packing import Packing
+
+
+class GradientExchange:
+    """Watch the parameters of an optimizer and replace their gradients by the update.
+
+    The exchange runs when the last gradient of a backward pass is ready, and ends before
+    `backward()` returns. So clipping, GradScaler and closures see the update, on every rank.
+    When some parameter got no gradient, it runs in `synchronize()` instead.
+
+    Args:
+        engines: makes the engines of this optimizer.
+        attack: what faulty ranks send, for a drill; None: nobody lies.
+        named_parameters: the current (name, parameter) pairs of the optimizer, sorted by name.
+        compression: of Horovod's kind: `compress` and `decompress`, element by element.
+        passes: backward passes per step; gradients are summed locally until the last.
+        factor: what the update is multiplied by.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        attack: Attack | None,
+        named_parameters: Callable[[], list[tuple[str, torch.Tensor]]],
+        compression: Any,
+        passes: int,
+        factor: float,
+    ) -> None:
+        self._engines = engines
+        self._engine = engines.make("gradients")
+        self._loss_engine: Engine | None = None
+        self._drill: CopyDrill | None = None
+        if attack is not None:
+            self._drill = CopyDrill(attack, engines.plan, engines.collectives("drill"))
+        self._named_parameters = named_parameters
+        self._compression = compression
+        self._factor = factor
+        self._delays: dict[torch.Tensor, int] = {}
+        self._waiting: set[torch.Tensor] = set()
+        self.set_passes(passes)
+        self.watch()
+
+    def set_passes(self, passes: int) -> None:
+        """Set the number of backward passes per step."""
+        self._passes = passes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was computed since the last step."""
+        self._delays = dict.fromkeys(self._delays, self._passes)
+        self._waiting = set(self._delays)
+        self._exchanged = False
+        self._to_be_skipped = False
+
+    def watch(self) -> None:
+        """Register hooks on parameters that need gradients and have none yet."""
+        new = [
+            (name, parameter)
+            for name, parameter in self._named_parameters()
+            if parameter.requires_grad and parameter not in self._delays
+        ]
+        for _, parameter in new:
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            self._delays[parameter] = self._passes
+            self._waiting.add(parameter)
+        if new or not self._delays:
+            watched = [pair for pair in self._named_parameters() if pair[1] in self._delays]
+            self._packing = Packing(watched, self._compression)
+
+    @property
+    def started(self) -> bool:
+        """Return whether a gradient was computed since the last step."""
+        return len(self._waiting) < len(self._delays) or any(
+            delay != self._passes for delay in self._delays.values()
+        )
+
+    @property
+    def pending(self) -> bool:
+        """Return whether gradients of a whole step await `step()` or `synchronize()`.
+
+        An update that is not finite does not count: GradScaler skips its step.
+        """
+        return any(delay <= 0 for delay in self._delays.values()) and not self._to_be_skipped
+
+    def synchronize(self) -> None:
+        """Replace the gradients by the update, unless that was done in the backward pass."""
+        if not self._exchanged:
+            self._run()
+        self.reset()
+
+    def agree_on(self, loss: Any) -> Any:
+        """Return the aggregate of the ranks' losses, of the same kind as `loss`."""
+        if loss is None:
+            return None
+        if self._loss_engine is None:
+            self._loss_engine = self._engines.make("loss")
+        layout = Layout((("loss of the closure", (1,), "float64"),))
+        value = torch.as_tensor(loss).detach().to("cpu", torch.float64).reshape(1)
+        outcome = self._loss_engine.exchange(value.view(torch.int64), layout)
+        update = outcome.update.view(torch.float64)
+        if isinstance(loss, torch.Tensor):
+            return update.to(loss).reshape(loss.shape)
+        return update.item()
+
+    def _on_gradient(self, parameter: torch.Tensor) -> None:
+        """Count a gradient; after the last one, have the exchange run at the end of backward."""
+        if parameter.grad is not None and parameter.grad.requires_grad:
+            raise AssertionError(
+                "gradients of gradients cannot be exchanged: call backward() without create_graph"
+            )
+        if self._delays[parameter] <= 0:
+            if self.pending:
+                raise AssertionError(
+                    "Gradients were computed more than backward_passes_per_step times before call "
+                    "to step(). Increase backward_passes_per_step to accumulate gradients locally."
+                )
+            self.reset()
+        self._delays[parameter] -= 1
+        if self._delays[parameter] == 0:
+            self._waiting.discard(parameter)
+            if not any(waiting.requires_grad for waiting in self._waiting):
+                torch.autograd.Variable._execution_engine.queue_callback(self._run)
+
+    def _run(self) -> None:
+        """Exchange the gradients as they are."""
+        self.watch()
+        layout = self._packing.layout
+        if not layout.parameters:
+            raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
+        copy = self._packing.pack()
+        if self._drill is not None:
+            copy = self._drill.corrupt(self._engine.step, copy, layout)
+        outcome = self._engine.exchange(copy, layout)
+        self._packing.unpack(outcome.update, self._factor)
+        self._exchanged = True
+        self._to_be_skipped = not outcome.is_finite

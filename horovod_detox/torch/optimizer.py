@@ -1,0 +1,245 @@
+"""Horovod's DistributedOptimizer with DETOX in the place of allreduce."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from horovod_detox.attacks import Attack
+from horovod_detox.torch.context import Engines, session
+from horovod_detox.torch.gradients import GradientExchange
+
+NamedParameters = Iterable[tuple[str, torch.Tensor]]
+
+
+def DistributedOptimizer(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: NamedParameters | None = None,
+    compression: Any = hvd.Compression.none,
+    backward_passes_per_step: int = 1,
+    op: Any = hvd.Average,
+    gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
+    groups: int | list[list[torch.Tensor]] | None = None,
+    sparse_as_dense: bool = False,
+    process_set: Any = hvd.global_process_set,
+    *,
+    attack: Attack | None = None,
+) -> "_DistributedOptimizer":
+    """Wrap an optimizer so that it steps with the robust aggregate of all groups' gradients.
+
+    The arguments are those of `horovod.torch.DistributedOptimizer` 0.28, with these meanings:
+
+    Args:
+        optimizer: its state, defaults and hooks are kept.
+        named_parameters: (name, parameter) pairs; the names order the flat gradient.
+        compression: votes are taken on, and aggregated from, the compressed gradients; it must
+            work element by element and be deterministic.
+        backward_passes_per_step: gradients are summed locally over so many passes.
+        op: Average, or Sum: the average times the number of groups.
+        gradient_predivide_factor: accepted; without effect, as no sum can overflow on the way.
+        num_groups, groups: accepted and checked; Horovod's fusion groups have no counterpart.
+        sparse_as_dense: accepted; sparse gradients always travel densely and come back sparse.
+        process_set: the ranks that train together; groups are formed among them.
+        attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
+
+    Raises:
+        ValueError: for arguments that Horovod refuses, and for what cannot work (Adasum, Min,
+            Max, Product), with the reason.
+    """
+    if num_groups:
+        warnings.warn(
+            "num_groups has been replaced by groups and will be removed", DeprecationWarning, 2
+        )
+        groups = num_groups if groups is None else groups
+    _check_arguments(op, gradient_predivide_factor, backward_passes_per_step, groups)
+    base = type(optimizer)
+    methods = {**vars(_DistributedOptimizer), "__module__": "horovod.torch.optimizer"}
+    cls = type(base.__name__, (base,), methods)
+    wrapped: Any = cls.__new__(cls)
+    # Not the constructor, which would lose state and defaults and may need other arguments. A
+    # learning-rate scheduler made earlier has put a bound `step` of the base on the instance.
+    wrapped.__dict__.update({k: v for k, v in vars(optimizer).items() if k != "step"})
+    wrapped._wrap(optimizer, named_parameters, backward_passes_per_step, op, process_set)
+    wrapped._connect(compression, attack)
+    return wrapped
+
+
+class _DistributedOptimizer(torch.optim.Optimizer):
+    """The methods that replace those of the wrapped optimizer's class.
+
+    `super(self.__class__, self)` is the wrapped class: these functions are copied into a new
+    subclass of it, one level deep, as Horovod does and as its `broadcast_optimizer_state` expects.
+    """
+
+    def _wrap(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: NamedParameters | None,
+        passes: int,
+        op: Any,
+        process_set: Any,
+    ) -> None:
+        self._base: Any = optimizer
+        self._parameter_names = _names(self.param_groups, named_parameters)
+        self.backward_passes_per_step = passes
+        self.op = op
+        self.process_set = process_set
+        self._exchange: GradientExchange | None = None
+        self._synchronized = False
+        self._should_synchronize = True
+
+    def _connect(self, compression: Any, attack: Attack | None) -> None:
+        """Start to watch the gradients, if there is anybody to exchange them with."""
+        if not self.process_set.included():
+            return
+        plan = session().plan(self.process_set.ranks)
+        if plan is None:
+            return
+        self._exchange = GradientExchange(
+            Engines(plan, self.process_set),
+            attack or session().attack,
+            self._named_parameters,
+            compression,
+            self.backward_passes_per_step,
+            factor=len(plan.groups) if self.op == hvd.Sum else 1.0,
+        )
+
+    def _named_parameters(self) -> list[tuple[str, torch.Tensor]]:
+        """Return the current (name, parameter) pairs, sorted by name."""
+        pairs = [
+            (self._parameter_names.setdefault(p, f"added.{i}.{j}"), p)
+            for i, param_group in enumerate(self.param_groups)
+            for j, p in enumerate(param_group["params"])
+        ]
+        return sorted(pairs, key=lambda pair: pair[0])
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Set the number of backward passes per step."""
+        self.backward_passes_per_step = passes
+        if self._exchange is not None:
+            self._exchange.set_passes(passes)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its gradients are exchanged like all others."""
+        super(self.__class__, self).add_param_group(param_group)
+        if self._exchange is not None:
+            self._exchange.watch()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load the state and forget gradients that await a step."""
+        if self._exchange is not None:
+            self._exchange.reset()
+        self._synchronized = False
+        super(self.__class__, self).load_state_dict(*args, **kwargs)
+
+    def synchronize(self) -> None:
+        """Replace the gradients by the update of all ranks."""
+        if self._exchange is not None:
+            self._exchange.synchronize()
+        self._synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Let `step()` use the gradients as they are, after a `synchronize()` of your own."""
+        self._should_synchronize = False
+        try:
+            yield
+        finally:
+            self._should_synchronize = True
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Exchange the gradients and step; with a closure, whenever it computes gradients."""
+        self._base._opt_called = True  # for schedulers that were made before the wrap
+        if closure is not None:
+            return super(self.__class__, self).step(lambda: self._evaluate(closure))
+        if self._should_synchronize:
+            if self._synchronized and (self._exchange is None or not self._exchange.started):
+                warnings.warn(
+                    "optimizer.step() called without optimizer.skip_synchronize() context after "
+                    "optimizer.synchronize(). The gradients are already those of all ranks and "
+                    "are not exchanged again.",
+                    stacklevel=2,
+                )
+            else:
+                self.synchronize()
+        self._synchronized = False
+        return super(self.__class__, self).step()
+
+    step.hooked = True  # type: ignore[attr-defined]  # the base's step runs the step hooks
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Zero the gradients, unless they await a step."""
+        if self._exchange is not None and self._exchange.pending:
+            raise AssertionError(
+                "optimizer.zero_grad() was called after loss.backward() but before "
+                "optimizer.step() or optimizer.synchronize(). This is prohibited as it can cause "
+                "a race condition."
+            )
+        super(self.__class__, self).zero_grad(*args, **kwargs)
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        """Run a closure; all ranks see the same gradients and the same loss."""
+        loss = closure()
+        if self._exchange is None:
+            return loss
+        if self._should_synchronize:
+            self._exchange.synchronize()
+        return self._exchange.agree_on(loss)
+
+
+def _check_arguments(op: Any, predivide_factor: float, passes: int, groups: Any) -> None:
+    if op == hvd.Adasum:
+        raise ValueError(
+            "op=Adasum combines gradients pairwise, which one faulty rank corrupts, and cannot "
+            "run on votes: use op=Average"
+        )
+    if op not in (hvd.Average, hvd.Sum):
+        raise ValueError("op must be Average or Sum: min, max and product follow a single rank")
+    if predivide_factor != 1.0 and op != hvd.Average:
+        raise ValueError("gradient_predivide_factor is supported with op=Average only")
+    if passes <= 0:
+        raise ValueError(f"backward_passes_per_step = {passes}: it must be positive")
+    if groups is None:
+        return
+    if not isinstance(groups, list):
+        if not isinstance(groups, int) or groups < 0:
+            raise ValueError("groups must be a non-negative integer or a list of lists of tensors")
+        return
+    grouped = [tensor for group in groups for tensor in group]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in grouped):
+        raise ValueError("groups must consist of tensors")
+    if len({id(tensor) for tensor in grouped}) < len(grouped):
+        raise ValueError("a parameter can appear only once in groups")
+
+
+def _names(
+    param_groups: list[dict[str, Any]], named_parameters: NamedParameters | None
+) -> dict[torch.Tensor, str]:
+    """Return the name of every parameter, checked as Horovod does."""
+    parameters = [
+        (f"allreduce.noname.{i}.{j}", p)
+        for i, param_group in enumerate(param_groups)
+        for j, p in enumerate(param_group["params"])
+    ]
+    if not parameters:
+        raise ValueError("the optimizer has no parameters")
+    named = parameters if named_parameters is None else list(named_parameters)
+    if not all(isinstance(pair, tuple) for pair in named):
+        raise ValueError(
+            "named_parameters must be (name, parameter) tuples, as from model.named_parameters()"
+        )
+    counts = Counter(name for name, _ in named)
+    if duplicates := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"named_parameters names several parameters {', '.join(duplicates)}")
+    names = {p: name for name, p in sorted(named, key=lambda pair: pair[0])}
+    if unnamed := [tuple(p.shape) for _, p in parameters if p not in names]:
+        raise ValueError(
+            f"named_parameters leaves {len(unnamed)} parameters of the optimizer unnamed, "
+            f"of shapes {', '.join(map(str, unnamed))}"
+        )
+    return names

@@ -1,0 +1,110 @@
+"""The promise, on real ranks: liars change no bit of the trajectory and are named."""
+
+import functools
+
+import horovod.torch as stock
+import pytest
+import torch
+
+import horovod_detox.torch as hvd
+from horovod_detox import attacks
+from horovod_detox.aggregators import AGGREGATORS, by_name
+from tests.distributed.training import digest, everywhere, model, train
+
+SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+ADAM = functools.partial(torch.optim.Adam, lr=0.01)
+PARAMETERS = {"centered_clipping": "(radius=0.1)"}
+OUTERS = {name: name + PARAMETERS.get(name, "") for name in sorted(AGGREGATORS)}
+TWO_VOTES = [name for name, spec in OUTERS.items() if by_name(spec).max_f(2) >= 0]
+# A flipped label changes the gradient before the group computes its copies: it is the examples'.
+GRADIENT_ATTACKS = sorted(attacks.ATTACKS.keys() - {"label_flip"})
+
+fair_runs: dict[tuple[str, str], str] = {}
+
+
+def fair_run(start, outer, optimizer_of):
+    """Return the digest of the run without liars."""
+    key = (outer, optimizer_of.func.__name__)
+    if key not in fair_runs:
+        start(group_size=3, outer=OUTERS[outer])
+        fair_runs[key] = digest(train(optimizer_of))
+        assert hvd.fault_report().dissents == {}
+        assert set(everywhere(fair_runs[key])) == {fair_runs[key]}
+    return fair_runs[key]
+
+
+def check_masked(start, attack, outer, optimizer_of, steps=20):
+    expected = fair_run(start, outer, optimizer_of)
+    start(group_size=3, outer=OUTERS[outer])
+    network = train(optimizer_of, attack=attack)
+    assert set(everywhere(digest(network))) == {expected}
+    assert hvd.fault_report().dissents == dict.fromkeys(attack.ranks, steps)
+    assert everywhere(hvd.fault_report()) == [hvd.fault_report()] * hvd.size()
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_every_attack_is_masked(start, name):
+    # Groups (0, 2, 4) and (1, 3, 5): one liar in each. Rank 4 mimicking rank 0 would be no lie.
+    ranks = (1,) if name == "mimic" else (1, 4)
+    steps = 19 if name == "stale" else 20  # in the first step there is nothing older to send
+    check_masked(start, attacks.by_name(name, ranks=ranks), "median", SGD, steps)
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("optimizer_of", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("outer", TWO_VOTES)
+def test_every_rule_for_two_votes_is_masked(start, outer, optimizer_of):
+    check_masked(start, attacks.Reverse(scale=100, ranks=(0, 5)), outer, optimizer_of)
+
+
+@pytest.mark.ranks(6)
+def test_without_the_vote_the_same_attack_changes_the_trajectory(start):
+    """Show that the tests above can fail."""
+    expected = fair_run(start, "mean", SGD)
+    start(group_size=1, outer="mean")
+    shard = hvd.rank() % 2
+    network = train(SGD, shard=shard, attack=attacks.Reverse(scale=100, ranks=(1, 4)))
+    assert digest(network) != expected
+
+
+@pytest.mark.ranks(4)
+def test_a_group_of_four_masks_one_liar(start):
+    start(group_size=4)
+    expected = digest(train(SGD))
+    start(group_size=4)
+    assert digest(train(SGD, attack=attacks.NaN(ranks=(2,)))) == expected
+    assert hvd.fault_report().dissents == {2: 20}
+
+
+@pytest.mark.ranks(4)
+def test_in_groups_of_two_a_fault_is_found_and_nobody_is_blamed(start):
+    start(group_size=2, outer="mean")  # groups (0, 2) and (1, 3)
+    network = train(SGD, attack=attacks.BitFlip(ranks=(3,), steps=(4, 6)))
+    report = hvd.fault_report()
+    assert (report.dissents, report.abstentions) == ({}, {1: 2})
+    assert [(event.step, event.ranks) for event in report.events] == [(4, (1, 3)), (5, (1, 3))]
+    assert len(set(everywhere(digest(network)))) == 1
+
+
+@pytest.mark.ranks(4)
+def test_without_redundancy_the_outer_rule_bounds_the_damage(start):
+    start(group_size=1, outer="median")
+    network = train(SGD, attack=attacks.Constant(value=1e9, ranks=(3,)))
+    assert all(p.abs().max() < 100 for p in network.parameters())
+    assert len(set(everywhere(digest(network)))) == 1
+
+
+@pytest.mark.ranks(4)
+def test_plain_averaging_equals_horovods_own_optimizer(start):
+    # Without BatchNorm: a bias before it has no gradient but noise, which Adam would amplify.
+    start(group_size=1, outer="mean")
+    for optimizer_of in (SGD, ADAM):
+        ours = train(optimizer_of, network=model(normalize=False))
+        theirs = train(
+            optimizer_of,
+            network=model(normalize=False),
+            distributed=stock.DistributedOptimizer,
+        )
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert (a - b).abs().max() <= 1e-6 * b.abs().max()
