@@ -82,9 +82,13 @@ class Ledger:
     Args:
         groups: the groups of the ranks, counted from 0.
         ranks: the names under which they are reported; None: as they are counted.
+        logs: whether to log the first fault of every rank and group.
     """
 
-    def __init__(self, groups: Groups, ranks: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, groups: Groups, ranks: Sequence[int] | None = None, logs: bool = True
+    ) -> None:
+        self._logs = logs
         self._ranks = ranks or range(groups.world_size)
         self._members = [self._named(members) for members in groups.members]
         self._steps = 0
@@ -125,7 +129,7 @@ class Ledger:
     def _enter(self, event: Event, *culprits: int) -> None:
         """Append an event and count it for each culprit: ranks, or the group."""
         totals = self._totals[event.kind]
-        if not all(totals[culprit] for culprit in culprits):
+        if self._logs and not all(totals[culprit] for culprit in culprits):
             log.warning("%s", event)
         totals.update(culprits)
         self._events.append(event)

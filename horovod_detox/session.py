@@ -20,14 +20,20 @@ class Session:
     Attributes:
         config: the settings.
         hosts: the host of every rank.
+        rank: this process; of some ranks, the lowest logs their faults.
         attack: the attack of the drill asked for by HOROVOD_DETOX_ATTACK; None: none.
     """
 
     def __init__(
-        self, config: Detox, hosts: Sequence[str], attack: attacks.Attack | None = None
+        self,
+        config: Detox,
+        hosts: Sequence[str],
+        rank: int = 0,
+        attack: attacks.Attack | None = None,
     ) -> None:
         self.config = config
         self.hosts = tuple(hosts)
+        self.rank = rank
         self.attack = attack
         self._plans: dict[tuple[int, ...], Plan | None] = {}
         self._ledgers: dict[tuple[int, ...], Ledger] = {}
@@ -50,7 +56,7 @@ class Session:
         plan = self.plan(team)
         if plan is None:
             return None
-        return self._ledgers.setdefault(team, Ledger(plan.groups, team))
+        return self._ledgers.setdefault(team, Ledger(plan.groups, team, logs=self.rank == team[0]))
 
 
 def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
@@ -79,7 +85,7 @@ def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
     _check_equal([theirs["settings"] for theirs in everyone])
     if collectives.size == 1:
         log.warning("one process: it trains plainly, there is nobody to vote with")
-    return Session(config, [theirs["host"] for theirs in everyone], attack)
+    return Session(config, [theirs["host"] for theirs in everyone], collectives.rank, attack)
 
 
 def _check_equal(settings: list[dict[str, str]]) -> None:

@@ -77,6 +77,10 @@ def geometric_median(x, f):
     return point
 
 
+def total_distance(x, point):
+    return np.sqrt(((x - point) ** 2).sum(axis=1)).sum()
+
+
 def mda(x, f):
     apart = [[spread(a, b) for b in x] for a in x]
 

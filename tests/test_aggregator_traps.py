@@ -37,17 +37,18 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("rule", [Median(), TrimmedMean()])
+@pytest.mark.parametrize("rule", [Median, TrimmedMean])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(
-    n=st.integers(1, 15),
+    data=st.data(),
+    n=st.integers(3, 15),
     seed=st.integers(0, 10**6),
     lie=st.sampled_from([1e38, -1e38, LARGEST, -LARGEST, 0.0, 1e-30, "mixed", "own"]),
 )
 @few_examples
-def test_stays_among_the_honest_values(rule, dtype, n, seed, lie):
-    rng, f = np.random.default_rng(seed), (n - 1) // 2
-    votes = (0.1 * rng.integers(-3, 4, (n, 20))).astype(dtype)
+def test_stays_among_the_honest_values(rule, dtype, data, n, seed, lie):
+    rng, f = np.random.default_rng(seed), data.draw(st.integers(1, (n - 1) // 2))
+    votes = (0.1 * rng.integers(-1, 2, (n, 20))).astype(dtype)
     bad = rng.permutation(n)[:f]
     if lie == "mixed":
         votes[bad] = rng.choice([1e38, -1e38, 0], (f, 20))
@@ -56,7 +57,7 @@ def test_stays_among_the_honest_values(rule, dtype, n, seed, lie):
     else:
         votes[bad] = lie
     honest = np.delete(votes, bad, axis=0)
-    result = rule(votes)
+    result = rule(f)(votes) if rule is TrimmedMean else rule()(votes)
     assert (result >= honest.min(axis=0)).all()
     assert (result <= honest.max(axis=0)).all()
 
@@ -210,9 +211,9 @@ def test_clipping_keeps_short_votes_bit_by_bit():
 
 
 def test_clipping_a_huge_vote_is_exact():
-    votes = draw(15, 30)
+    votes = draw(15, 200_000)
     votes[4] = LARGEST
-    np.testing.assert_allclose(Clipping(1.0)(votes)[4], 1 / np.sqrt(30), rtol=1e-6)
+    np.testing.assert_allclose(Clipping(1.0)(votes)[4], 1 / np.sqrt(200_000), rtol=1e-6)
 
 
 def test_adaptive_clipping_spares_the_shortest():

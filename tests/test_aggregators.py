@@ -55,7 +55,11 @@ def test_every_rule_has_a_definition_to_compare_with():
 def test_agrees_with_its_definition(name, parameters, votes):
     rule = by_name(name, **parameters)
     expected = definitions.RULES[name](votes, **reckoned(rule, len(votes)))
-    assert_agrees(rule(votes), expected, votes, 1e-4 if name in ITERATED else 1e-9)
+    if name in ITERATED:
+        least = definitions.total_distance(votes, expected)
+        assert definitions.total_distance(votes, rule(votes)) <= least * (1 + 1e-5)
+    else:
+        assert_agrees(rule(votes), expected, votes)
 
 
 @every_rule
@@ -224,7 +228,6 @@ def test_equal_votes(name, parameters):
 @every_rule
 def test_negative_zero_is_not_returned(name, parameters):
     votes = np.full((15, 4), -0.0, np.float32)
-    votes[::2] = 0
     assert bits(by_name(name, **parameters)(votes)) == bits(np.zeros(4, np.float32))
 
 

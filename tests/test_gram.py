@@ -47,6 +47,18 @@ def test_distances_between_the_others_survive_a_huge_vote(lie):
     np.testing.assert_allclose(distances, pairwise(others), rtol=1e-6)
 
 
+def test_ordinary_votes_are_seen_from_their_mean(monkeypatch):
+    def sort(rows, ranks):
+        raise AssertionError("the median takes as long as the rest")
+
+    monkeypatch.setattr("horovod_detox.aggregators.gram.sort", sort)
+    votes = draw(15, 20_000)
+    votes[3] *= -100
+    gram_matrix(votes)
+    with pytest.raises(AssertionError, match="as long as the rest"):
+        gram_matrix(votes * np.where(np.arange(15) == 3, 10, 1)[:, None])
+
+
 def test_matrices_of_slices_add_up():
     votes = draw(9, 50_000)
     votes[2, :10_000] = 1e30
@@ -139,6 +151,9 @@ def test_votes_of_weight_zero_are_not_read():
 def test_mean_adds_in_order():
     rows = np.array([[1e8], [1.0], [-1e8]], np.float32)
     assert mean(rows) == np.float32(0)
+    rows = draw(7, 100)
+    added = rows[0] + rows[1] + rows[2] + rows[3] + rows[4] + rows[5] + rows[6]
+    assert bits(mean(rows)) == bits(added / np.float32(7))
 
 
 def test_blocks_cover_every_column():

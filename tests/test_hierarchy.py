@@ -136,6 +136,7 @@ def test_with_f_is_divided_among_the_levels():
 
 
 def test_check():
+    mixed = Hierarchy(Krum(), Median(), 4)
     with pytest.raises(ValueError, match="buckets = 7: there are only 5 votes"):
         Hierarchy(Mean(), Median(), 7).check(5)
     with pytest.raises(
@@ -147,6 +148,11 @@ def test_check():
     ):
         Hierarchy(Mean(), Krum(2), 5).check(15)
     Hierarchy(Mean(), Krum(1), 5).check(15)
+    for say in (mixed.check, lambda n: mixed.with_f(0, n)):
+        with pytest.raises(ValueError, match=r"7 votes in 4 buckets: Krum needs .*: 2 votes"):
+            say(7)
+    with pytest.raises(ValueError, match="0 votes with f = 0"):
+        Hierarchy(Mean(), Median()).check(0)
 
 
 def test_fit_to_fewer_votes():

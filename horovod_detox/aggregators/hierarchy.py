@@ -48,11 +48,13 @@ class Hierarchy(Aggregator):
         buckets, t = self._count(n), self._inner_faults(n)
         if buckets == n:
             return self.outer.broken_bound(n, f)
-        sizes = f"{n} votes in {buckets} buckets"
-        if t < 0:
-            return f"{sizes}: {self.inner.broken_bound(n // buckets, 0)}"
-        captured = self.outer.broken_bound(buckets, f // (t + 1))
-        return f"{sizes}, each lost to {t + 1} of {f} faulty votes: {captured}"
+        for size in _sizes(n, buckets):
+            if self.inner.max_f(size) < 0:
+                return f"{n} votes in {buckets} buckets: {self.inner.broken_bound(size, 0)}"
+        return (
+            f"{n} votes in {buckets} buckets, each lost to {t + 1} of {f} faulty votes: "
+            f"{self.outer.broken_bound(buckets, f // (t + 1))}"
+        )
 
     def check(self, n: int) -> None:
         buckets = self._count(n)
@@ -131,7 +133,7 @@ class Hierarchy(Aggregator):
 
 def _sizes(n: int, buckets: int) -> list[int]:
     """Return the sizes of the buckets that need the inner rule, ascending."""
-    return [size for size in sorted({n // buckets, -(-n // buckets)}) if size > 1]
+    return [size for size in sorted({n // buckets, -(-n // buckets)}) if size > 1] if n else []
 
 
 def _restrict(gram: np.ndarray, votes: list[int]) -> np.ndarray:

@@ -76,9 +76,7 @@ class NearestNeighborMixing(PreAggregator):
 
     def weights(self, gram: np.ndarray) -> np.ndarray:
         n, f = len(gram) - 1, self.faults(len(gram) - 1)
-        distances = squared_distances(gram)
-        np.fill_diagonal(distances, -1)
-        nearest = distances.argsort(axis=1, kind="stable")[:, : n - f]
+        nearest = squared_distances(gram).argsort(axis=1, kind="stable")[:, : n - f]
         weights = np.zeros((n, n))
         np.put_along_axis(weights, nearest, 1 / (n - f), axis=1)
         return weights

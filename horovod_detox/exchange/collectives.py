@@ -84,8 +84,10 @@ class InProcessCluster:
     def deposit(self, call: tuple[str, int], rank: int, message: Any) -> None:
         """Leave a rank's message for one call of a collective."""
         with self._changed:
-            self._calls.setdefault(call, {})[rank] = message
-            self._changed.notify_all()
+            messages = self._calls.setdefault(call, {})
+            messages[rank] = message
+            if len(messages) == self.size:
+                self._changed.notify_all()
 
     def collect(self, call: tuple[str, int]) -> list[Any]:
         """Wait for every rank's message; return them by rank."""

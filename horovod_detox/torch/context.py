@@ -55,7 +55,7 @@ def session() -> Session:
     if hvd.size() != len(_session.hosts):
         raise RuntimeError(
             f"the job was initialised with {len(_session.hosts)} ranks and now has {hvd.size()}: "
-            "form new groups with horovod_detox.torch.init() or use horovod_detox.torch.elastic"
+            "groups cannot change during a job (elastic resets are not supported)"
         )
     return _session
 

@@ -1,6 +1,7 @@
 """From the last gradient of a backward pass to the update: when and how a model is exchanged."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,6 +12,23 @@ from horovod_detox.engine import Engine
 from horovod_detox.layout import Layout
 from horovod_detox.torch.context import Engines
 from horovod_detox.torch.packing import Packing
+
+_numbers = count()
+_ready: "list[GradientExchange]" = []
+
+
+def _run_after_backward(exchange: "GradientExchange") -> None:
+    """Have an exchange run when the current backward pass has ended."""
+    _ready.append(exchange)
+    torch.autograd.Variable._execution_engine.queue_callback(_run_ready)
+
+
+def _run_ready() -> None:
+    """Run the exchanges that this backward pass completed, in the same order on every rank."""
+    exchanges = sorted(_ready, key=lambda exchange: exchange.number)
+    _ready.clear()
+    for exchange in exchanges:
+        exchange.run()
 
 
 class GradientExchange:
@@ -38,6 +56,7 @@ class GradientExchange:
         passes: int,
         factor: float,
     ) -> None:
+        self.number = next(_numbers)
         self._engines = engines
         self._engine = engines.make("gradients")
         self._loss_engine: Engine | None = None
@@ -97,7 +116,7 @@ class GradientExchange:
     def synchronize(self) -> None:
         """Replace the gradients by the update, unless that was done in the backward pass."""
         if not self._exchanged:
-            self._run()
+            self.run()
         self.reset()
 
     def agree_on(self, loss: Any) -> Any:
@@ -113,6 +132,20 @@ class GradientExchange:
         if isinstance(loss, torch.Tensor):
             return update.to(loss).reshape(loss.shape)
         return update.item()
+
+    def run(self) -> None:
+        """Exchange the gradients as they are."""
+        self.watch()
+        layout = self._packing.layout
+        if not layout.parameters:
+            raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
+        copy = self._packing.pack()
+        if self._drill is not None:
+            copy = self._drill.corrupt(self._engine.step, copy, layout)
+        outcome = self._engine.exchange(copy, layout)
+        self._packing.unpack(outcome.update, self._factor)
+        self._exchanged = True
+        self._to_be_skipped = not outcome.is_finite
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         """Count a gradient; after the last one, have the exchange run at the end of backward."""
@@ -131,18 +164,4 @@ class GradientExchange:
         if self._delays[parameter] == 0:
             self._waiting.discard(parameter)
             if not any(waiting.requires_grad for waiting in self._waiting):
-                torch.autograd.Variable._execution_engine.queue_callback(self._run)
-
-    def _run(self) -> None:
-        """Exchange the gradients as they are."""
-        self.watch()
-        layout = self._packing.layout
-        if not layout.parameters:
-            raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
-        copy = self._packing.pack()
-        if self._drill is not None:
-            copy = self._drill.corrupt(self._engine.step, copy, layout)
-        outcome = self._engine.exchange(copy, layout)
-        self._packing.unpack(outcome.update, self._factor)
-        self._exchanged = True
-        self._to_be_skipped = not outcome.is_finite
+                _run_after_backward(self)

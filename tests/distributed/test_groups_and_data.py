@@ -1,5 +1,6 @@
 """Group queries, samplers and seeds on real ranks."""
 
+import logging
 import random
 
 import numpy as np
@@ -47,9 +48,13 @@ def test_seeds_agree_inside_a_group_and_differ_across(start):
     assert random.random() == drawn[hvd.rank()][0]
 
 
-def test_callbacks_hear_of_faults_everywhere(start):
+def test_callbacks_hear_of_faults_everywhere(start, caplog):
     start(group_size=hvd.size())
+    caplog.set_level(logging.WARNING, logger="horovod_detox")
     heard = []
     hvd.on_fault(heard.append)
     train(lambda parameters: torch.optim.SGD(parameters, lr=0.1), steps=3, attack=Zero(ranks=(1,)))
     assert [(event.step, event.ranks) for event in heard] == [(0, (1,)), (1, (1,)), (2, (1,))]
+    # Rank 0 speaks for all, once.
+    logged = ["step 0: group 0 outvoted rank 1"]
+    assert everywhere(caplog.messages) == [logged] + [[]] * (hvd.size() - 1)

@@ -260,6 +260,23 @@ def test_two_optimizers_with_parameters_toggled():
         assert same_everywhere(critic)
 
 
+def test_two_optimizers_that_share_a_backward_pass():
+    network = model()
+    halves = [network[0], network[3]]
+    optimizers = [
+        hvd.DistributedOptimizer(sgd(half.parameters()), half.named_parameters()) for half in halves
+    ]
+    expected = mean_gradients(network)
+    loss_of(network, 0, hvd.group()).backward()
+    for index, parameter in zip(
+        (0, 1, 4, 5), (p for h in halves for p in h.parameters()), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected[index], rtol=1e-6, atol=1e-8)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert hvd.fault_report().steps == 2
+
+
 def test_a_closure_sees_the_gradients_of_all():
     network = model()
     optimizer = wrap(network)

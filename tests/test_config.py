@@ -1,0 +1,116 @@
+"""Settings: validated when made, from the environment, and planned for p ranks."""
+
+import pytest
+
+from horovod_detox import Detox
+from horovod_detox.aggregators import Bulyan, Median, MultiKrum
+from horovod_detox.config import faulty_votes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_size": 0}, "group_size = 0: it must be an integer of at least 1"),
+        ({"group_size": 2.5}, "group_size = 2.5"),
+        ({"group_size": True}, "group_size = True"),
+        ({"buckets": 0}, "buckets = 0"),
+        ({"num_byzantine": -1}, "num_byzantine = -1"),
+        ({"seed": -1}, "seed = -1"),
+        ({"timeout": 0}, "timeout = 0: it must be positive"),
+        ({"placement": "near"}, "placement = 'near': it must be one of spread, packed, random"),
+        ({"exchange": "pigeon"}, "exchange = 'pigeon': it must be one of leaders"),
+        ({"outer": "medain"}, "outer: there is no aggregator 'medain': did you mean 'median'"),
+        ({"inner": "krum(ff=1)"}, "inner: krum has no parameter 'ff'"),
+        ({"outer": 7}, "outer: 7 is neither the name of an aggregator nor an aggregator"),
+    ],
+)
+def test_a_bad_value_names_field_value_and_bound(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Detox(**settings)
+
+
+def test_a_misspelt_field_is_refused():
+    with pytest.raises(TypeError, match="gruop_size"):
+        Detox(gruop_size=3)  # type: ignore[call-arg]
+
+
+def test_every_field_has_its_variable():
+    detox = Detox.from_environment(
+        {
+            "HOROVOD_DETOX_GROUP_SIZE": "5",
+            "HOROVOD_DETOX_INNER": "multi_krum(f=1)",
+            "HOROVOD_DETOX_OUTER": "mean",
+            "HOROVOD_DETOX_BUCKETS": "2",
+            "HOROVOD_DETOX_NUM_BYZANTINE": "none",
+            "HOROVOD_DETOX_PLACEMENT": "packed",
+            "HOROVOD_DETOX_EXCHANGE": "leaders",
+            "HOROVOD_DETOX_SEED": "9",
+            "HOROVOD_DETOX_TIMEOUT": "12.5",
+            "HOROVOD_DETOX_ATTACK": "zero@1",
+            "PATH": "/bin",
+        }
+    )
+    assert detox == Detox(5, "multi_krum(f=1)", "mean", 2, None, "packed", "leaders", 9, 12.5)
+    assert len(Detox().describe()) == 9  # a new field needs a line above
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("HOROVOD_DETOX_GROUPSIZE", "3", "HOROVOD_DETOX_GROUPSIZE is not a variable"),
+        ("HOROVOD_DETOX_SEED", "x", "HOROVOD_DETOX_SEED = 'x': it must be a number"),
+        ("HOROVOD_DETOX_TIMEOUT", "soon", "HOROVOD_DETOX_TIMEOUT = 'soon': it must be a number"),
+        ("HOROVOD_DETOX_GROUP_SIZE", "none", "HOROVOD_DETOX_GROUP_SIZE = 'none'"),
+    ],
+)
+def test_a_bad_variable_is_named(variable, text, message):
+    with pytest.raises(ValueError, match=message):
+        Detox.from_environment({variable: text})
+
+
+@pytest.mark.parametrize(("q", "r", "f"), [(5, 3, 2), (1, 3, 0), (2, 3, 1), (4, 4, 1), (3, 1, 3)])
+def test_votes_that_faulty_ranks_can_capture(q, r, f):
+    assert faulty_votes(q, r) == f
+
+
+def test_f_of_the_rules_follows_from_num_byzantine():
+    rule = Detox(group_size=3, outer="bulyan", num_byzantine=5).plan(45).rule
+    assert rule.outer == Bulyan(f=2)
+    rule = Detox(inner="multi_krum", outer="mean", buckets=2, num_byzantine=5).plan(45).rule
+    assert rule.inner == MultiKrum(f=2)
+    assert Detox(outer=Median(), num_byzantine=5).plan(45).rule.outer == Median()
+
+
+def test_without_num_byzantine_rules_stand_as_much_as_they_can():
+    assert Detox(outer="bulyan").plan(45).rule.fit(15).outer == Bulyan(f=3)
+
+
+def test_bounds_name_the_relation_and_what_fits():
+    with pytest.raises(
+        ValueError, match=r"Bulyan needs n >= 4f \+ 3: 15 votes with f = 4.*group_size=3 with"
+    ):
+        Detox(outer="bulyan", num_byzantine=8).plan(45)
+    with pytest.raises(ValueError, match=r"Mean stands no faulty vote: 3 votes with f = 1"):
+        Detox(outer="mean", num_byzantine=2).plan(9)
+    Detox(outer="mean", num_byzantine=1).plan(9)
+
+
+def test_the_advice_is_right():
+    with pytest.raises(ValueError, match="What fits 12 ranks") as caught:
+        Detox(outer="krum", num_byzantine=11).plan(12)
+    advice = str(caught.value).split("ranks: ")[-1]
+    for setting in advice.split(", "):
+        group_size, largest = (part.split("=")[1] for part in setting.split(" with "))
+        Detox(outer="krum", group_size=int(group_size), num_byzantine=int(largest)).plan(12)
+        with pytest.raises(ValueError, match="Krum needs"):
+            Detox(outer="krum", group_size=int(group_size), num_byzantine=int(largest) + 1).plan(12)
+
+
+def test_more_buckets_than_votes_are_refused():
+    with pytest.raises(ValueError, match="buckets = 4: there are only 3 votes"):
+        Detox(buckets=4).plan(9)
+
+
+def test_ranks_that_fit_no_group():
+    with pytest.raises(ValueError, match="2 ranks cannot form a group of 3: choose group_size"):
+        Detox().plan(2)

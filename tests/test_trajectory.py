@@ -1,0 +1,102 @@
+"""The promise for every attack under every rule: liars change no bit and are named.
+
+Nine ranks of the in-process cluster train a linear model, each group on data of its own.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from horovod_detox import Detox
+from horovod_detox.aggregators import AGGREGATORS
+from horovod_detox.attacks import ATTACKS, Attack, Reverse, by_name
+from horovod_detox.drill import CopyDrill
+from horovod_detox.engine import Engine
+from horovod_detox.exchange.collectives import InProcessCluster
+from horovod_detox.layout import Layout
+
+RANKS, STEPS, WIDTH = 9, 20, 6
+LIARS = (1, 3, 8)  # one in each of the groups (0, 3, 6), (1, 4, 7), (2, 5, 8)
+LAYOUT = Layout((("weights", (WIDTH,), "float32"),))
+PARAMETERS = {"centered_clipping": "(radius=0.5)"}
+Update = Callable[[np.ndarray], np.ndarray]
+
+
+def sgd() -> Update:
+    """Return SGD with momentum: gradient -> change of the weights."""
+    velocity = np.zeros(WIDTH, np.float32)
+
+    def update(gradient):
+        velocity[:] = np.float32(0.9) * velocity + gradient
+        return np.float32(-0.05) * velocity
+
+    return update
+
+
+def adam() -> Update:
+    """Return Adam: gradient -> change of the weights."""
+    first, second = np.zeros(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
+
+    def update(gradient):
+        first[:] = np.float32(0.9) * first + np.float32(0.1) * gradient
+        second[:] = np.float32(0.99) * second + np.float32(0.01) * gradient**2
+        return np.float32(-0.01) * first / (np.sqrt(second) + np.float32(1e-8))
+
+    return update
+
+
+def gradient(weights: np.ndarray, step: int, group: int) -> np.ndarray:
+    rng = np.random.default_rng([step, group])
+    inputs = rng.normal(size=(12, WIDTH)).astype(np.float32)
+    errors = inputs @ weights - inputs.sum(axis=1)
+    return inputs.T @ errors / np.float32(12)
+
+
+def train(outer: str, optimizer: Callable[[], Update], attack: Attack | None = None):
+    """Return every rank's weights after training, and its fault report."""
+    plan = Detox(outer=outer + PARAMETERS.get(outer, "")).plan(RANKS)
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        drill = CopyDrill(attack, plan, collectives) if attack else None
+        weights, update = np.zeros(WIDTH, np.float32), optimizer()
+        for step in range(STEPS):
+            copy = LAYOUT.pack([gradient(weights, step, plan.groups.of(collectives.rank))])
+            if drill is not None:
+                copy = drill.corrupt(step, copy, LAYOUT)
+            outcome = engine.exchange(copy, LAYOUT)
+            weights = weights + update(LAYOUT.typed(outcome.update)[0])
+        return weights, engine.ledger.report()
+
+    return InProcessCluster(RANKS, timeout=30).run(program)
+
+
+def check_masked(outer: str, optimizer: Callable[[], Update], attacks: list[Attack]) -> None:
+    expected = train(outer, optimizer)[0][0]
+    for attack in attacks:
+        for weights, report in train(outer, optimizer, attack):
+            assert weights.tobytes() == expected.tobytes(), attack
+            # The first copy that a stale rank sends is fresh.
+            assert report.dissents == dict.fromkeys(
+                attack.ranks, STEPS - (type(attack).__name__ == "Stale")
+            ), attack
+
+
+@pytest.mark.parametrize("outer", sorted(AGGREGATORS))
+def test_every_attack_is_masked_under_every_rule(outer):
+    names = sorted(ATTACKS.keys() - {"label_flip"})  # which acts on the data, not on the copy
+    # Who mimics a member of its own group sends the truth.
+    attacks = [by_name(name, ranks=(1, 8) if name == "mimic" else LIARS) for name in names]
+    check_masked(outer, sgd, attacks)
+
+
+@pytest.mark.parametrize("outer", sorted(AGGREGATORS))
+def test_adam_is_masked_under_every_rule(outer):
+    check_masked(outer, adam, [Reverse(ranks=LIARS)])
+
+
+def test_without_the_vote_the_attack_changes_the_trajectory():
+    """Show that the tests above can fail."""
+    fair, lied = train("mean", sgd), train("mean", sgd, Reverse(ranks=(0, 1, 3, 4, 8)))
+    assert fair[0][0].tobytes() != lied[0][0].tobytes()
