@@ -14,6 +14,7 @@ requirement_tensorflow := tensorflow-cpu==$(TENSORFLOW)
 requirements := $(foreach framework,$(FRAMEWORKS),$(or $(requirement_$(framework)),\
     $(error FRAMEWORKS is "$(FRAMEWORKS)": only torch and tensorflow are known)))
 
+SHELL := bash
 venv := .venv
 installed := $(venv)/installed-$(subst ==,-,$(subst $() ,-,$(requirements)))
 pip := $(venv)/bin/python -m pip --disable-pip-version-check
@@ -47,8 +48,10 @@ $(installed): pyproject.toml setup.py tools/build_horovod.py $(wildcard tools/cm
 	@touch $@
 
 demo: $(installed)
-	$(job_environment) timeout --foreground --kill-after=30 900 \
-	    $(horovodrun) -np 6 $(venv)/bin/python examples/torch/digits.py --compare
+	@set -o pipefail; $(job_environment) TF_ENABLE_ONEDNN_OPTS=0 timeout --foreground --kill-after=30 900 \
+	    $(horovodrun) -np 6 $(venv)/bin/python examples/torch/digits.py --compare \
+	    2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
+	    | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
 
 test: $(installed)
 	$(job_environment) timeout --foreground --kill-after=30 1200 $(venv)/bin/python -m pytest

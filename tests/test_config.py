@@ -93,6 +93,10 @@ def test_bounds_name_the_relation_and_what_fits():
     with pytest.raises(ValueError, match=r"Mean stands no faulty vote: 3 votes with f = 1"):
         Detox(outer="mean", num_byzantine=2).plan(9)
     Detox(outer="mean", num_byzantine=1).plan(9)
+    with pytest.raises(ValueError, match=r"2 votes.*Bulyan needs n >= 4f \+ 3.*What fits 6 ranks"):
+        Detox(outer="bulyan").plan(6)
+    with pytest.raises(ValueError, match=r"Krum needs n >= 2f \+ 3: 3 votes with f = 2"):
+        Detox(outer="krum(f=2)").plan(9)
 
 
 def test_the_advice_is_right():

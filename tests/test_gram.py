@@ -1,6 +1,6 @@
 """What the rules are made of: the Gram matrix, sorting networks, weighted sums."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from horovod_detox.aggregators.gram import (
     squared_distances,
 )
 from horovod_detox.aggregators.sorting import network, sort
+from horovod_detox.aggregators.spectral import largest_eigenvalues, least_eigenvalues
 from horovod_detox.aggregators.subsets import coverable
 from tests.votes import bits, draw, few_examples
 
@@ -92,7 +93,7 @@ def test_compose_is_the_matrix_of_the_weighted_votes(reference):
     votes = draw(9, 300, dtype=np.float64)
     before = None if reference is None else votes[0] * 0.3
     weights = np.random.default_rng(1).standard_normal((4, 9))
-    rows = np.stack(weighted(weights, votes, before))
+    rows = np.stack(weighted(weights)(votes, before))
     composed, direct = compose(gram_matrix(votes, before), weights), gram_matrix(rows, before)
     np.testing.assert_allclose(squared_distances(composed), squared_distances(direct), rtol=1e-9)
     np.testing.assert_allclose(norms(composed), norms(direct), rtol=1e-9)
@@ -127,7 +128,7 @@ def test_the_median_needs_a_part_of_the_network():
 def test_weighted_sums():
     rows = draw(4, 100)
     weights = np.array([[0, 1, 0, 0], [0, 0.5, 0.5, 0], [0.1, 0.2, 0, 0.3], [0, 0, 0, 0]])
-    one, average, general, nothing = weighted(weights, rows)
+    one, average, general, nothing = weighted(weights)(rows)
     assert bits(one) == bits(rows[1])
     assert bits(average) == bits((rows[1] + rows[2]) / np.float32(2))
     exact = weights[2] @ rows.astype(np.float64)
@@ -138,14 +139,14 @@ def test_weighted_sums():
 
 def test_what_weights_lack_goes_to_the_previous_result():
     rows, previous = draw(2, 10, dtype=np.float64), np.full(10, 2.0)
-    (result,) = weighted(np.array([[0.25, 0.5]]), rows, previous)
+    (result,) = weighted(np.array([[0.25, 0.5]]))(rows, previous)
     np.testing.assert_allclose(result, 0.25 * rows[0] + 0.5 * rows[1] + 0.5)
 
 
 def test_votes_of_weight_zero_are_not_read():
     rows = draw(3, 10)
     rows[1] = np.nan
-    assert np.isfinite(weighted(np.array([[0.3, 0, 0.2]]), rows)[0]).all()
+    assert np.isfinite(weighted(np.array([[0.3, 0, 0.2]]))(rows)[0]).all()
 
 
 def test_mean_adds_in_order():
@@ -171,6 +172,19 @@ def test_finite_rows(dtype, bad):
     assert finite_rows(votes).all()
     votes[1, 0], votes[3, 39_999] = bad, bad
     assert finite_rows(votes).tolist() == [True, False, True, False, True]
+
+
+@given(d=st.integers(1, 4), seed=st.integers(0, 10**6), lie=st.sampled_from([1, 1e9, 1e38]))
+@few_examples
+def test_smea_bounds_eigenvalues_from_below(d, seed, lie):
+    votes = draw(9, d, seed, np.float64)
+    votes[4] *= lie
+    subsets = np.array(list(combinations(range(9), 6)))
+    gram = gram_matrix(votes)[:-1, :-1]
+    assert (least_eigenvalues(gram, subsets) <= largest_eigenvalues(gram, subsets)).all()
+    for subset, eigenvalue in zip(subsets, largest_eigenvalues(gram, subsets), strict=True):
+        covariance = np.atleast_2d(np.cov(votes[subset].T, bias=True))
+        np.testing.assert_allclose(eigenvalue, np.linalg.eigvalsh(covariance)[-1], rtol=1e-6)
 
 
 @given(n=st.integers(1, 9), density=st.floats(0, 1), seed=st.integers(0, 10**6))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -160,10 +161,8 @@ class Aggregator:
         return like(values, self.reduce(votes, previous=previous))
 
     def _apply(self, weights: np.ndarray, values: Any, previous: Any) -> Any:
-        def combine(block: Rows, before: Any) -> Any:
-            return self.combine(weighted(weights, block, before))
-
-        return by_block(combine, values, previous)
+        mix = weighted(weights)
+        return by_block(lambda *block: self.combine(mix(*block)), values, previous)
 
     def _undefined(self, values: Any) -> Any:
         return by_block(lambda block, before: block[0] + np.nan, values)
@@ -175,7 +174,7 @@ class Aggregator:
 
 def check_integer(rule: Any, name: str, value: Any, at_least: int) -> None:
     """Raise a ValueError unless the parameter of the rule is an integer of at least this."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
         raise ValueError(
             f"{type(rule).__name__}: {name} = {value!r} must be an integer of at least {at_least}"
         )
@@ -183,7 +182,7 @@ def check_integer(rule: Any, name: str, value: Any, at_least: int) -> None:
 
 def check_positive(rule: Any, name: str, value: Any) -> None:
     """Raise a ValueError unless the parameter of the rule is a finite positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
         raise ValueError(f"{type(rule).__name__}: {name} = {value!r} must be a positive number")
 
 

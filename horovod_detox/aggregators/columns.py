@@ -74,28 +74,43 @@ def mean(rows: Rows) -> Any:
     return rows[0] if len(rows) == 1 else namespace(rows[0]).divide(total(rows), len(rows))
 
 
-def weighted(weights: np.ndarray, rows: Rows, previous: Any = None) -> list[Any]:
-    """Combine the rows linearly: `(m, n)` weights and `(n, b)` rows give m rows `(b,)`.
+def weighted(weights: np.ndarray) -> Callable[..., list[Any]]:
+    """Return the function that combines n rows linearly to m, given `(m, n)` weights.
 
-    What the weights of a row lack to one goes to `previous`, or to the origin if that is None.
+    It takes the rows, `(n, b)`, and the previous result, `(b,)` or None, and returns m rows
+    `(b,)`. What the weights of a row lack to one goes to the previous result, or to the origin.
     Every element is computed by itself, in the order of the rows: neither the width of the block
     nor the framework changes a bit. Rows of weight zero are not read.
     """
-    if previous is not None:
-        rows = [*rows, previous]
-        weights = np.column_stack([weights, 1.0 - weights.sum(axis=1)])
-    return [_weighted_row(row, rows) for row in weights]
+    recipes = [_recipe(row) for row in weights]
+
+    def combine(rows: Rows, previous: Any = None) -> list[Any]:
+        return [
+            mean([rows[i] for i in votes])
+            if shares is None
+            else _sum(rows, votes, shares, previous)
+            for votes, shares in recipes
+        ]
+
+    return combine
 
 
-def _weighted_row(weights: np.ndarray, rows: Rows) -> Any:
-    support = np.flatnonzero(weights)
-    used, chosen = weights[support], [rows[i] for i in support.tolist()]
-    if len(support) and np.all(used == used[0]) and abs(used.sum() - 1) < 1e-12:
-        return mean(chosen)
+def _recipe(weights: np.ndarray) -> tuple[list[int], list[float] | None]:
+    """Return which rows to use and their weights, then that of the previous result; None: mean."""
+    votes = np.flatnonzero(weights)
+    used = weights[votes]
+    if len(votes) and np.all(used == used[0]) and abs(used.sum() - 1) < 1e-12:
+        return votes.tolist(), None
+    return votes.tolist(), [*used.tolist(), 1 - float(used.sum())]
+
+
+def _sum(rows: Rows, votes: list[int], shares: list[float], previous: Any) -> Any:
     xp = namespace(rows[0])
     result = xp.cast(rows[0] * 0.0, "float64")
-    for weight, row in zip(used.tolist(), chosen, strict=True):
-        result += xp.cast(row, "float64") * weight
+    for vote, share in zip(votes, shares, strict=False):
+        result += xp.cast(rows[vote], "float64") * share
+    if previous is not None:
+        result += xp.cast(previous, "float64") * shares[-1]
     return xp.cast(result, working_dtype(rows[0]))
 
 

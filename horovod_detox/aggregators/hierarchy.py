@@ -7,6 +7,7 @@ import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, Gram, TooFewVotes, combine_flags
 from horovod_detox.aggregators.columns import Rows, by_block, weighted, working_dtype
+from horovod_detox.aggregators.coordinate import Mean
 from horovod_detox.aggregators.gram import gram_matrix
 from horovod_detox.aggregators.mixing import PreAggregator
 from horovod_detox.arrays import dtype_name, namespace
@@ -101,18 +102,16 @@ class Hierarchy(Aggregator):
         n, buckets = len(values), self._count(len(values))
         matrix = gram(values, previous) if self.inner.uses_gram else np.zeros((n + 1, n + 1))
         members = [list(range(bucket, n, buckets)) for bucket in range(buckets)]
-        inner = [self.inner.fit(len(votes)) if len(votes) > 1 else None for votes in members]
-        weights = [
-            rule and rule.weights(_restrict(matrix, votes))
+        inner = [self.inner.fit(len(votes)) if len(votes) > 1 else Mean() for votes in members]
+        mixes = [
+            weighted(rule.weights(_restrict(matrix, votes)))
             for rule, votes in zip(inner, members, strict=True)
         ]
 
         def combine(block: Rows, before: Any) -> list[Any]:
             return [
-                rule.combine(weighted(w, [block[i] for i in votes], before))
-                if rule is not None and w is not None
-                else block[votes[0]]
-                for rule, w, votes in zip(inner, weights, members, strict=True)
+                rule.combine(mix([block[i] for i in votes], before))
+                for rule, mix, votes in zip(inner, mixes, members, strict=True)
             ]
 
         return by_block(combine, values, previous, rows=buckets, dtype=working_dtype(values))

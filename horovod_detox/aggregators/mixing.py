@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, check_integer
-from horovod_detox.aggregators.columns import Rows, by_block, weighted
+from horovod_detox.aggregators.columns import by_block, weighted
 from horovod_detox.aggregators.gram import squared_distances
 
 
@@ -22,10 +22,7 @@ class PreAggregator(Aggregator):
         return n
 
     def _apply(self, weights: np.ndarray, values: Any, previous: Any) -> Any:
-        def combine(block: Rows, before: Any) -> Any:
-            return weighted(weights, block, before)
-
-        return by_block(combine, values, previous, rows=len(weights))
+        return by_block(weighted(weights), values, previous, rows=len(weights))
 
     def _undefined(self, values: Any) -> Any:
         rows = self.rows(len(values))

@@ -76,14 +76,14 @@ class SMEA(Aggregator):
         votes = _centred(gram[:-1, :-1], np.full(n, 1 / n))
         indices = chain.from_iterable(combinations(range(n), n - f))
         subsets = np.fromiter(indices, int).reshape(-1, n - f)
-        bounds = _least_eigenvalues(votes, subsets)
+        bounds = least_eigenvalues(votes, subsets)
         eigenvalues = np.full(len(subsets), np.inf)
         order = bounds.argsort(kind="stable")
         for start in range(0, len(order), _CHUNK):
             chunk = order[start : start + _CHUNK]
             if bounds[chunk[0]] > eigenvalues.min() * (1 + 1e-9):
                 break
-            eigenvalues[chunk] = _largest_eigenvalues(votes, subsets[chunk])
+            eigenvalues[chunk] = largest_eigenvalues(votes, subsets[chunk])
         first = np.flatnonzero(eigenvalues <= eigenvalues.min() * (1 + 1e-9))[0]
         return averaging(subsets[first], n)
 
@@ -108,11 +108,11 @@ def _top_component(votes: np.ndarray, shares: np.ndarray) -> tuple[float, np.nda
     return eigenvalues[-1], (centred @ direction) ** 2 / length
 
 
-def _least_eigenvalues(votes: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+def least_eigenvalues(votes: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     """Return lower bounds of the largest eigenvalues of the subsets' covariances.
 
     In any direction the variance is at most the largest eigenvalue; tried are the principal
-    directions of all votes.
+    directions of all votes. The votes are `(n, n)` scalar products, the subsets `(s, m)` indices.
     """
     eigenvalues, vectors = np.linalg.eigh(votes)
     used = eigenvalues > 1e-12 * eigenvalues[-1]
@@ -124,7 +124,7 @@ def _least_eigenvalues(votes: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     return (bounds * (1 - 1e-9) - rounding).clip(0) ** 2
 
 
-def _largest_eigenvalues(votes: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+def largest_eigenvalues(votes: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     """Return the largest eigenvalue of the covariance of each subset: `(s, m) -> (s,)`."""
     grams = votes[subsets[:, :, None], subsets[:, None, :]]
     means = grams.mean(axis=2, keepdims=True)

@@ -95,14 +95,17 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     def _connect(self, compression: Any, attack: Attack | None) -> None:
         """Start to watch the gradients, if there is anybody to exchange them with."""
+        attack = attack or session().attack
         if not self.process_set.included():
             return
         plan = session().plan(self.process_set.ranks)
         if plan is None:
+            if attack is not None:
+                warnings.warn("a single process rehearses no attack", stacklevel=3)
             return
         self._exchange = GradientExchange(
             Engines(plan, self.process_set),
-            attack or session().attack,
+            attack,
             self._named_parameters,
             compression,
             self.backward_passes_per_step,

@@ -1,0 +1,116 @@
+"""Train a small network on scikit-learn's digits, with some ranks that lie if you like.
+
+horovodrun -np 6 --gloo python examples/torch/digits.py --attack "reverse(scale=100)@4,5"
+"""
+
+import argparse
+import sys
+
+import horovod.torch
+import torch
+from common import (
+    Run,
+    attack_of,
+    close,
+    compare,
+    conclude,
+    flags,
+    groups,
+    lie,
+    poison_of,
+    progress,
+    say,
+)
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import horovod_detox.torch as hvd
+from horovod_detox import Detox
+
+
+def main() -> int:
+    args = flags("Digits with Horovod and DETOX", epochs=10, batch_size=48, lr=0.05).parse_args()
+    runs = compare(args, train) if args.compare else [train(args)]
+    return close(args, runs)
+
+
+def train(args: argparse.Namespace) -> Run:
+    plain = args.method == "horovod"
+    hvd.init(
+        detox=Detox(
+            group_size=args.group_size, inner=args.inner, outer=args.outer, buckets=args.buckets
+        )
+    )
+    attack = attack_of(args)
+
+    # The ranks of a group work on the same batches; for plain Horovod, each on its own.
+    train_set, test_set = digits()
+    batch_size = args.batch_size
+    sampler = hvd.GroupSampler(train_set, seed=args.seed)
+    if plain:
+        batch_size = batch_size * hvd.num_groups() // hvd.size()  # the same global batch
+        sampler = DistributedSampler(train_set, hvd.size(), hvd.rank(), seed=args.seed)
+    loader = DataLoader(train_set, batch_size, sampler=sampler)
+
+    torch.manual_seed(args.seed)
+    model = network()
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    hvd.seed_group(args.seed)  # the same dropout in the ranks of a group
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
+    if plain:
+        lie(model.parameters(), attack, hvd.rank(), groups())
+        optimizer = horovod.torch.DistributedOptimizer(
+            optimizer, named_parameters=model.named_parameters()
+        )
+    else:
+        optimizer = hvd.DistributedOptimizer(
+            optimizer, named_parameters=model.named_parameters(), attack=attack
+        )
+
+    poison = poison_of(args)
+    for epoch in progress(range(args.epochs), args.method):
+        sampler.set_epoch(epoch)
+        model.train()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            cross_entropy(model(images), poison(labels)).backward()
+            optimizer.step()
+
+    if not plain:
+        say(hvd.fault_report())
+    return conclude(args, model, accuracy(model, test_set))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(64, 128),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+def digits() -> tuple[TensorDataset, TensorDataset]:
+    """Return 1437 images to train with and 360 to test with."""
+    pixels, digits = load_digits(return_X_y=True)
+    images = torch.tensor(pixels / 16, dtype=torch.float32)
+    labels = torch.tensor(digits)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    train, test = order[360:], order[:360]
+    return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, dataset: TensorDataset) -> float:
+    model.eval()
+    images, labels = dataset.tensors
+    return (model(images).argmax(dim=1) == labels).float().mean().item()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
