@@ -170,6 +170,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 )
             else:
                 self.synchronize()
+        elif self._exchange is not None:
+            self._exchange.reset()
         self._synchronized = False
         return super(self.__class__, self).step()
 

@@ -153,6 +153,18 @@ def test_clipping_without_synchronize_keeps_the_ranks_together():
     assert same_everywhere(network)
 
 
+def test_skipping_without_a_synchronize_steps_with_what_is_there():
+    network = model()
+    optimizer = wrap(network)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss_of(network, step, hvd.group()).backward()
+        with optimizer.skip_synchronize():
+            optimizer.step()
+    assert hvd.fault_report().steps == 2
+    assert same_everywhere(network)
+
+
 def test_synchronize_twice_warns_once_and_changes_nothing():
     network = model()
     optimizer = wrap(network)
