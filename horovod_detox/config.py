@@ -8,7 +8,7 @@ from typing import Any
 from horovod_detox.aggregators import Aggregator, Hierarchy, by_name
 from horovod_detox.groups import PLACEMENTS, Groups, form_groups
 
-EXCHANGES = ("leaders",)
+EXCHANGES = ("sharded", "leaders")
 PREFIX = "HOROVOD_DETOX_"
 OTHER_VARIABLES = {PREFIX + "ATTACK", PREFIX + "CACHE"}
 
@@ -26,7 +26,7 @@ class Detox:
             can stand.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
-        exchange: how copies and votes travel: `leaders`.
+        exchange: how copies and votes travel: `sharded`, or `leaders`, the scheme as published.
         seed: seed of the random placement.
         timeout: seconds to wait for the other ranks in one exchange.
 
@@ -40,7 +40,7 @@ class Detox:
     buckets: int | None = None
     num_byzantine: int | None = None
     placement: str = "spread"
-    exchange: str = "leaders"
+    exchange: str = "sharded"
     seed: int = 0
     timeout: float = 1800.0
 

@@ -33,9 +33,9 @@ class CopyDrill:
         An omniscient attack makes all ranks gather all copies: traffic that only drills have.
         """
         everyone = self._gather(copy) if self._attack.omniscient else None
-        if len(self._drills) != len(layout.segments):
+        if len(self._drills) != len(layout.buffers.segments):
             rank, groups = self._collectives.rank, self._plan.groups
-            self._drills = [Drill(self._attack, rank, groups) for _ in layout.segments]
+            self._drills = [Drill(self._attack, rank, groups) for _ in layout.buffers.segments]
         lie = to_numpy(copy).copy()
         for i, (drill, buffer) in enumerate(zip(self._drills, layout.typed(lie), strict=True)):
             buffers = None if everyone is None else [layout.typed(each)[i] for each in everyone]

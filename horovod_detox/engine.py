@@ -9,10 +9,13 @@ from horovod_detox.config import Plan
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import share
-from horovod_detox.exchange.outcome import Outcome
+from horovod_detox.exchange.outcome import Memory, Outcome
 from horovod_detox.faults import Ledger
 from horovod_detox.fingerprint import WORDS, fingerprint
 from horovod_detox.layout import Layout, difference
+
+DISTRUSTED_STEPS = 1000
+"""A rank that dissented is not relied upon for so many steps."""
 
 
 class RanksDisagree(RuntimeError):
@@ -36,6 +39,7 @@ class Engine:
         self._exchange = EXCHANGES[plan.config.exchange]
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._previous: Any | None = None
+        self._last_dissent: dict[int, int] = {}
 
     def exchange(self, copy: Any, layout: Layout) -> Outcome:
         """Turn this rank's copy, `(w,)` words, into the update that all ranks share.
@@ -47,14 +51,20 @@ class Engine:
         """
         plan = replace(self.plan, rule=self.plan.rule.at(self.step))
         agreement = _Agreement(self._collectives, self.step, layout, self._digest)
-        outcome = self._exchange(self._collectives, plan, layout, copy, agreement, self._previous)
+        outcome = self._exchange(self._collectives, plan, layout, copy, agreement, self._memory())
         self.ledger.record(self.step, outcome.verdict, outcome.non_finite)
         self._remember(outcome, len(copy))
         self.step += 1
         return outcome
 
+    def _memory(self) -> Memory:
+        lately = self.step - DISTRUSTED_STEPS
+        distrusted = frozenset(rank for rank, step in self._last_dissent.items() if step >= lately)
+        return Memory(self._previous, distrusted)
+
     def _remember(self, outcome: Outcome, words: int) -> None:
-        """Keep the digest of the update, and the update as a centre for rules that need one."""
+        """Keep what later steps need; all ranks keep the same."""
+        self._last_dissent |= dict.fromkeys(outcome.verdict.dissenters, self.step)
         self._digest = fingerprint(outcome.update, [(0, words)])[0]
         if self.plan.rule.uses_previous and outcome.is_finite:
             self._previous = outcome.update

@@ -24,7 +24,7 @@ def slice_bounds(length: int, parts: int) -> list[tuple[int, int]]:
 
 
 def fingerprint(copy, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Digest every slice of a flat array with XXH3-128: `(w,) -> (slices, 2)` of int64.
+    """Digest every slice of a flat array with XXH3-128: `(w,) -> (slices, WORDS)` of int64.
 
     The raw bits count: NaN equals the same NaN, -0.0 differs from +0.0. XXH3 finds faults; it
     does not stop somebody who forges collisions.

@@ -37,6 +37,43 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Buffers:
+    """Flat buffers of numbers in an array of words.
+
+    Attributes:
+        segments: the buffers, in order.
+        dtype: of a matrix that holds the numbers of all of them.
+    """
+
+    segments: tuple[Segment, ...]
+    dtype: str
+
+    @property
+    def words(self) -> int:
+        """Return the length of the array in words."""
+        return self.segments[-1].stop if self.segments else 0
+
+    def typed(self, words: Any) -> list[Any]:
+        """View words as the buffers: `(w,) -> [(length,), ...]`, one for each segment."""
+        return [
+            _view(words[segment.start : segment.stop], segment.dtype)[: segment.length]
+            for segment in self.segments
+        ]
+
+    def cut(self, start: int, stop: int) -> "Buffers":
+        """Return the buffers in a slice of the words."""
+        segments = []
+        for segment in self.segments:
+            first, last = max(segment.start, start), min(segment.stop, stop)
+            if first < last:
+                per_word = WORD // _DTYPES[segment.dtype].itemsize
+                before = (first - segment.start) * per_word
+                length = min(segment.length - before, (last - first) * per_word)
+                segments.append(Segment(segment.dtype, length, first - start, last - start))
+        return Buffers(tuple(segments), self.dtype)
+
+
+@dataclass(frozen=True)
 class Layout:
     """The parameters of a copy: flat buffers, one per dtype, one after another.
 
@@ -55,7 +92,7 @@ class Layout:
                 raise ValueError(f"{name} is of {dtype}: gradients are of {', '.join(_DTYPES)}")
 
     @cached_property
-    def segments(self) -> tuple[Segment, ...]:
+    def buffers(self) -> Buffers:
         """Return the flat buffers; each begins at a whole word."""
         lengths: dict[str, int] = {}
         for _, shape, dtype in self.parameters:
@@ -65,13 +102,15 @@ class Layout:
             stop = start - (-length * _DTYPES[dtype].itemsize // WORD)
             segments.append(Segment(dtype, length, start, stop))
             start = stop
-        return tuple(segments)
+        if len(lengths) == 1:
+            return Buffers(tuple(segments), next(iter(lengths)))
+        return Buffers(tuple(segments), "float64" if "float64" in lengths else "float32")
 
     @cached_property
     def places(self) -> tuple[tuple[int, int, int], ...]:
         """Return (segment, start, stop) of every parameter's elements."""
-        index = {segment.dtype: i for i, segment in enumerate(self.segments)}
-        filled = [0] * len(self.segments)
+        index = {segment.dtype: i for i, segment in enumerate(self.buffers.segments)}
+        filled = [0] * len(index)
         places = []
         for _, shape, dtype in self.parameters:
             segment = index[dtype]
@@ -83,7 +122,11 @@ class Layout:
     @property
     def words(self) -> int:
         """Return the length of a copy in words."""
-        return self.segments[-1].stop if self.segments else 0
+        return self.buffers.words
+
+    def typed(self, words: Any) -> list[Any]:
+        """View a copy as its flat buffers: `(w,) -> [(length,), ...]`, one for each dtype."""
+        return self.buffers.typed(words)
 
     @cached_property
     def digest(self) -> tuple[int, int]:
@@ -91,13 +134,6 @@ class Layout:
         digest = hashlib.sha256(json.dumps(self.parameters).encode()).digest()
         first, second = np.frombuffer(digest[: 2 * WORD], dtype=np.int64).tolist()
         return first, second
-
-    def typed(self, words: Any) -> list[Any]:
-        """View a copy as its flat buffers: `(w,) -> [(length,), ...]`, one for each segment."""
-        return [
-            _view(words[segment.start : segment.stop], segment.dtype)[: segment.length]
-            for segment in self.segments
-        ]
 
     def pack(self, buffers: Sequence[np.ndarray]) -> np.ndarray:
         """Join flat buffers into a copy: `[(length,), ...] -> (w,)` words."""

@@ -2,6 +2,7 @@
 
 from math import comb
 
+import numpy as np
 import pytest
 
 from horovod_detox.aggregators import (
@@ -134,6 +135,11 @@ def test_f_must_be_a_count(name, parameters):
 def test_radius_must_be_positive(rule, radius):
     with pytest.raises(ValueError, match=r"radius = .* must be a positive number"):
         rule(radius)
+
+
+def test_numbers_may_come_from_numpy():
+    assert TrimmedMean(1).fit(9) == TrimmedMean(np.int64(1)).fit(9)  # pyright: ignore[reportArgumentType]
+    assert Clipping(np.float32(2.0)) == Clipping(2.0)  # pyright: ignore[reportArgumentType]
 
 
 def test_other_parameters_are_checked():

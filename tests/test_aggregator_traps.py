@@ -186,6 +186,10 @@ def test_caf_gives_one_answer_and_always_one():
     assert np.isfinite(by_name("caf", f=3)(votes)).all()
 
 
+def test_smea_takes_the_first_of_equal_sets():
+    assert by_name("smea", f=1)(np.array([[3.0], [2.0], [1.0], [0.0]])) == 2
+
+
 def test_bucketing_shuffles_anew_in_every_step_and_for_every_seed():
     votes = draw(15, 30)
     rules = [Bucketing(4, seed).at(step) for seed in (0, 1) for step in (0, 1, 2)]

@@ -18,7 +18,7 @@ from horovod_detox.config import faulty_votes
         ({"seed": -1}, "seed = -1"),
         ({"timeout": 0}, "timeout = 0: it must be positive"),
         ({"placement": "near"}, "placement = 'near': it must be one of spread, packed, random"),
-        ({"exchange": "pigeon"}, "exchange = 'pigeon': it must be one of leaders"),
+        ({"exchange": "pigeon"}, "exchange = 'pigeon': it must be one of sharded, leaders"),
         ({"outer": "medain"}, "outer: there is no aggregator 'medain': did you mean 'median'"),
         ({"inner": "krum(ff=1)"}, "inner: krum has no parameter 'ff'"),
         ({"outer": 7}, "outer: 7 is neither the name of an aggregator nor an aggregator"),

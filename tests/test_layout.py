@@ -26,7 +26,7 @@ def test_packing_and_typed_views_are_inverse(parameters):
         np.arange(segment.length).astype(
             ml_dtypes.bfloat16 if segment.dtype == "bfloat16" else segment.dtype
         )
-        for segment in layout.segments
+        for segment in layout.buffers.segments
     ]
     words = layout.pack(buffers)
     assert len(words) == sum(-(-buffer.nbytes // 8) for buffer in buffers)
@@ -39,7 +39,7 @@ def test_packing_and_typed_views_are_inverse(parameters):
 @given(PARAMETERS)
 def test_places_fill_the_segments_without_gaps(parameters):
     layout = Layout(parameters)
-    for index, segment in enumerate(layout.segments):
+    for index, segment in enumerate(layout.buffers.segments):
         spans = [(start, stop) for s, start, stop in layout.places if s == index]
         filled = [i for start, stop in spans for i in range(start, stop)]
         assert filled == list(range(segment.length))

@@ -16,7 +16,7 @@ class CenteredClipping(Aggregator):
 
     v + (1/n) sum (x_i - v) min(1, radius / |x_i - v|), `iterations` times. The radius must be
     near the distance of honest votes from their mean: a much larger one clips nothing.
-    Karimireddy, He, Jaggi, ICML 2021, algorithm 2.
+    Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021.
     """
 
     uses_gram: ClassVar[bool] = True
@@ -61,7 +61,7 @@ class AdaptiveClipping(PreAggregator):
     """Scale the floor(2 (f / n) (n - f)) longest votes down to the length of the next shorter.
 
     Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive gradient clipping for robust
-    federated learning", ICLR 2025, algorithm 2 (ARC).
+    federated learning", ICLR 2025 (ARC).
     """
 
     uses_gram: ClassVar[bool] = True

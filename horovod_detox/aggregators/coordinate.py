@@ -58,7 +58,7 @@ class MeaMed(Aggregator):
     """Average the n - f values of every coordinate that are nearest to their median.
 
     Of two equally near values the smaller is taken.
-    Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", 2018, definition 6.
+    Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", 2018.
     """
 
     f: int | None = None
@@ -76,7 +76,7 @@ class Phocas(Aggregator):
     """Average the n - f values of every coordinate that are nearest to their trimmed mean.
 
     Of two equally near values the smaller is taken.
-    Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient SGD", 2018, definition 8.
+    Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent", 2018.
     """
 
     f: int | None = None
@@ -93,7 +93,7 @@ class Phocas(Aggregator):
 class SignMajority(Aggregator):
     """Take the sign that most votes have in every coordinate; 0 where they tie.
 
-    Bernstein, Zhao, Azizzadenesheli, Anandkumar, ICLR 2019, algorithm 1.
+    Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote", ICLR 2019.
     """
 
     def combine(self, rows: Rows) -> Any:

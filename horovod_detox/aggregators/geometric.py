@@ -20,7 +20,7 @@ class GeometricMedian(Aggregator):
     majority: 1e-6 of it is the smoothing and the length of the last step. The iteration starts
     at the mean of this majority: from the mean of all, colluders who send 1e38 would leave it
     far from its end after 100 steps.
-    Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", 2019, algorithm 2.
+    Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", 2019.
     """
 
     uses_gram: ClassVar[bool] = True

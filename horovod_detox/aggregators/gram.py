@@ -34,7 +34,8 @@ def gram_matrix(values: Any, reference: Any = None) -> np.ndarray:
         points = buffer[:, : columns.stop - columns.start]
         part = values[:, columns], 0.0 if reference is None else reference[columns]
         partial = _gram_around(points, part, None)
-        if partial.diagonal().max() > _SPREAD * majority_radius(_differences(partial)[:n, :n]):
+        farthest = partial.diagonal()[:n].max()
+        if farthest > _SPREAD * majority_radius(_differences(partial)[:n, :n]):
             partial = _gram_around(points, part, n // 2)
         gram += partial
     return (gram + gram.T) / 2

@@ -20,7 +20,7 @@ class Hierarchy(Aggregator):
     Vote i is in bucket i % buckets; without `buckets` every vote is its own. A bucket of a single
     vote is that vote. If the inner rule stands t faulty votes in the smallest bucket, it takes
     t + 1 to capture a bucket, so f of them capture at most f // (t + 1).
-    Rajput, Wang, Charles, Papailiopoulos, NeurIPS 2019, section 3.
+    Rajput, Wang, Charles, Papailiopoulos, "DETOX", NeurIPS 2019.
 
     Raises:
         ValueError: when a rule cannot be used at its place.

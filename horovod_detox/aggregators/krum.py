@@ -16,7 +16,7 @@ from horovod_detox.aggregators.sorting import sort
 class Krum(Aggregator):
     """Take the vote with the least sum of squared distances to its n - f - 2 nearest others.
 
-    Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017, section 4.
+    Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017.
     """
 
     uses_gram: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class Krum(Aggregator):
 class MultiKrum(Aggregator):
     """Average the m votes with the best Krum scores; m is n - f - 2 if not given.
 
-    Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017, section 6.
+    Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017.
     """
 
     uses_gram: ClassVar[bool] = True
@@ -68,7 +68,8 @@ class Bulyan(Aggregator):
     Each round moves Krum's choice from the remaining votes to the selection. Then, in every
     coordinate, n - 4f of the selected values are averaged, those nearest to their median; of two
     equally near values the smaller is taken.
-    El Mhamdi, Guerraoui, Rouault, ICML 2018, section 4.
+    El Mhamdi, Guerraoui, Rouault, "The hidden vulnerability of distributed learning in
+    Byzantium", ICML 2018.
     """
 
     uses_gram: ClassVar[bool] = True

@@ -34,7 +34,8 @@ class Bucketing(PreAggregator):
     """Shuffle the votes and average s of them at a time; the last bucket may be smaller.
 
     The permutation follows from the seed and the step.
-    Karimireddy, He, Jaggi, ICLR 2022, algorithm 1.
+    Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
+    ICLR 2022.
     """
 
     s: int
@@ -65,7 +66,7 @@ class Bucketing(PreAggregator):
 class NearestNeighborMixing(PreAggregator):
     """Replace every vote by the mean of the n - f nearest to it, itself included.
 
-    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, AISTATS 2023, algorithm 1 (NNM).
+    Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023 (NNM).
     """
 
     uses_gram: ClassVar[bool] = True

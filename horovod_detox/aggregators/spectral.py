@@ -56,7 +56,7 @@ class SMEA(Aggregator):
     The search is exact and so limited to 10,000 subsets; of equal ones the lexicographically
     first is taken.
     Allouah, Guerraoui, Gupta, Pinot, Stephan, "On the privacy-robustness-utility trilemma in
-    distributed learning", ICML 2023, section 4 (smallest maximum eigenvalue averaging).
+    distributed learning", ICML 2023 (smallest maximum eigenvalue averaging).
     """
 
     uses_gram: ClassVar[bool] = True

@@ -15,7 +15,8 @@ class MDA(Aggregator):
 
     The set is found exactly: the least diameter by bisection, each step asking whether f votes
     can be left out so that no pair farther apart remains (a vertex cover).
-    El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, PODC 2020, section 4.3.
+    El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely distributed Byzantine machine
+    learning", PODC 2020 (minimum-diameter averaging).
     """
 
     uses_gram: ClassVar[bool] = True
@@ -39,7 +40,7 @@ class MDA(Aggregator):
 class FABA(Aggregator):
     """Remove the vote farthest from the mean of the others f times; average what remains.
 
-    Xia, Tao, Hao, Li, IJCAI 2019, algorithm 1.
+    Xia, Tao, Hao, Li, IJCAI 2019.
     """
 
     uses_gram: ClassVar[bool] = True
@@ -59,8 +60,8 @@ class FABA(Aggregator):
 class CGE(Aggregator):
     """Average the n - f votes of least norm (comparative gradient elimination).
 
-    Gupta, Liu, Vaidya, "Byzantine fault-tolerant distributed machine learning using SGD and
-    norm-based CGE", 2020.
+    Gupta, Liu, Vaidya, "Byzantine fault-tolerant distributed machine learning using
+    stochastic gradient descent (SGD) and norm-based comparative gradient elimination", 2020.
     """
 
     uses_gram: ClassVar[bool] = True

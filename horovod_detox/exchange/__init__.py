@@ -1,5 +1,5 @@
 """How copies and votes travel; to add an exchange, add a module and its line here."""
 
-from horovod_detox.exchange import leaders
+from horovod_detox.exchange import leaders, sharded
 
-EXCHANGES = {"leaders": leaders.exchange}
+EXCHANGES = {"sharded": sharded.exchange, "leaders": leaders.exchange}

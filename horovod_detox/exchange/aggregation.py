@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from horovod_detox.aggregators import Aggregator
-from horovod_detox.aggregators.columns import finite_rows
+from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
+from horovod_detox.aggregators.aggregator import Gram
 from horovod_detox.arrays import like, namespace, view
-from horovod_detox.layout import Layout
+from horovod_detox.fingerprint import fingerprint
+from horovod_detox.layout import Buffers
+from horovod_detox.vote import Verdict
 
 
 def assemble(copies: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Any:
@@ -21,50 +23,71 @@ def assemble(copies: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Any:
     return vote
 
 
-def finite(layout: Layout, vote: Any) -> bool:
-    """Return whether every element of a vote, `(w,)` words, is a finite number."""
-    return all(
-        finite_rows(buffer[None]).all() for buffer in layout.typed(view(vote)) if len(buffer)
+def examine(buffers: Buffers, copy: Any, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return what a vote compares: fingerprint and finiteness of each slice, `(slices, 3)`."""
+    finite = [_is_finite(buffers.cut(start, stop), copy[start:stop]) for start, stop in bounds]
+    return np.column_stack([fingerprint(copy, bounds), finite])
+
+
+def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:
+    """Return the groups whose vote holds NaN or infinity.
+
+    Args:
+        verdict: the votes.
+        table: `(p, slices, 3)`, what `examine` returned on every rank.
+    """
+    slices = np.arange(table.shape[1])
+    return tuple(
+        group
+        for group, winners in verdict.winners.items()
+        if not table[list(winners), slices, -1].all()
     )
 
 
 def aggregate_votes(
-    rule: Aggregator | None, layout: Layout, votes: Sequence[Any], previous: Any | None = None
+    rule: Aggregator | None,
+    buffers: Buffers,
+    votes: Sequence[Any],
+    previous: Any | None = None,
+    gram: Gram = gram_matrix,
 ) -> Any:
     """Reduce finite votes to the update: n times `(w,)` words -> `(w,)` words.
 
     Args:
         rule: fitted to n votes; None: the update is NaN. It sees all parameters as one vector.
-        layout: what the words are.
+        buffers: what the words are.
         votes: the finite votes; with `rule` None, any words to take kind and device from.
         previous: `(w,)` words of the previous update.
+        gram: returns the Gram matrix of the whole votes, when these are slices.
     """
     words = view(votes[0])
-    update = namespace(words).empty((layout.words,), words, "int64")
+    update = namespace(words).empty((buffers.words,), words, "int64")
     update[:] = 0
     result: Any = np.nan
     if rule is not None:
-        centre = None if previous is None else _matrix(layout, [previous])[0]
-        result = rule.reduce(_matrix(layout, votes), previous=centre)
+        centre = None if previous is None else _matrix(buffers, [previous])[0]
+        result = rule.reduce(_matrix(buffers, votes), gram, centre)
     start = 0
-    for buffer in layout.typed(update):
+    for buffer in buffers.typed(update):
         buffer[:] = result if rule is None else result[start : start + len(buffer)]
         start += len(buffer)
     return like(votes[0], update)
 
 
-def _matrix(layout: Layout, votes: Sequence[Any]) -> Any:
-    """Return the votes as one matrix of numbers: `(n, d)`, of one dtype that holds all."""
-    dtypes = {segment.dtype for segment in layout.segments}
-    dtype = "float64" if "float64" in dtypes else "float32"
-    words = view(votes[0])
-    length = sum(segment.length for segment in layout.segments)
-    matrix = namespace(words).empty(
-        (len(votes), length), words, dtypes.pop() if len(dtypes) == 1 else dtype
+def _is_finite(buffers: Buffers, words: Any) -> bool:
+    return all(
+        finite_rows(buffer[None]).all() for buffer in buffers.typed(view(words)) if len(buffer)
     )
+
+
+def _matrix(buffers: Buffers, votes: Sequence[Any]) -> Any:
+    """Return the votes as one matrix of numbers: `(n, d)`."""
+    words = view(votes[0])
+    length = sum(segment.length for segment in buffers.segments)
+    matrix = namespace(words).empty((len(votes), length), words, buffers.dtype)
     for row, vote in zip(matrix, votes, strict=True):
         start = 0
-        for buffer in layout.typed(view(vote)):
+        for buffer in buffers.typed(view(vote)):
             row[start : start + len(buffer)] = buffer
             start += len(buffer)
     return matrix

@@ -39,6 +39,14 @@ class Collectives(Protocol):
         """
         ...
 
+    def allreduce(self, name: str, values: np.ndarray) -> Handle:
+        """Add up small float64 arrays of the same shape, in host memory."""
+        ...
+
+    def broadcast(self, name: str, words: Any, root: int) -> Handle:
+        """Overwrite flat int64 words of the frontend's kind by those of rank `root`."""
+        ...
+
 
 class ExchangeTimeout(RuntimeError):
     """A collective was not completed in time: some rank did not take part."""
@@ -122,6 +130,15 @@ class _ThreadCollectives:
             raise ValueError(f"{len(parts)} parts for {self.size} ranks")
         sent = [part.copy() for part in parts]
         return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])
+
+    def allreduce(self, name: str, values: np.ndarray) -> Handle:
+        return self._submit(name, values.copy(), sum)
+
+    def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
+        def write(messages: list[np.ndarray]) -> None:
+            words[:] = messages[root]
+
+        return self._submit(name, words.copy(), write)
 
     def _submit(self, name: str, message: Any, finish: Callable[[list[Any]], Any]) -> Handle:
         call = (name, self._count)

@@ -17,10 +17,15 @@ from typing import Any
 import numpy as np
 
 from horovod_detox.config import Plan
-from horovod_detox.exchange.aggregation import aggregate_votes, assemble, finite
+from horovod_detox.exchange.aggregation import (
+    aggregate_votes,
+    assemble,
+    examine,
+    non_finite_votes,
+)
 from horovod_detox.exchange.collectives import Collectives, Handle
-from horovod_detox.exchange.outcome import Outcome, rule_for
-from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.exchange.outcome import Memory, Outcome, rule_for
+from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.groups import Groups
 from horovod_detox.layout import Layout
 from horovod_detox.vote import judge, majority_vote
@@ -32,7 +37,7 @@ def exchange(
     layout: Layout,
     copy: Any,
     agreement: Handle,
-    previous: Any | None = None,
+    memory: Memory,
 ) -> Outcome:
     """Turn this rank's copy into the update that all ranks share.
 
@@ -42,7 +47,7 @@ def exchange(
         layout: what the words of the copy are.
         copy: `(w,)` words, this rank's copy of its group's gradient.
         agreement: raises when the ranks do not hold the same layout.
-        previous: `(w,)` words of the previous update, for rules that keep a centre.
+        memory: what all ranks know from earlier steps.
 
     Raises:
         NoMajority: on every rank, when the votes left are too few for the rule.
@@ -56,23 +61,22 @@ def exchange(
     agreement.wait()
     copies = copies.wait()
 
-    prints = np.stack([fingerprint(copies[member], bounds) for member in members])
-    vote = majority_vote(members, prints)
+    seen = np.stack([examine(layout.buffers, copies[member], bounds) for member in members])
+    vote = majority_vote(members, seen)
     winner = assemble([copies[r] for r in vote.winners], bounds) if vote.winners else copy[:0]
 
     votes = _multicast(collectives, "votes", winner, groups.leaders if is_leader else ())
-    facts = np.append(prints.ravel(), finite(layout, winner) if vote.winners else False)
-    facts = collectives.allgather("facts", facts if is_leader else facts[:0])
-    table, finite_votes = _read_facts(groups, facts.wait(), len(bounds))
+    facts = collectives.allgather("facts", seen.ravel() if is_leader else seen.ravel()[:0])
+    table = _table(groups, facts.wait(), seen.shape[1:])
     votes = votes.wait()
 
     verdict = judge(groups, table)
-    non_finite = tuple(group for group in verdict.winners if not finite_votes[group])
+    non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
     update = copy[:0]
     if is_leader:
-        kept = [votes[groups.leaders[g]] for g in verdict.winners if finite_votes[g]]
-        update = aggregate_votes(rule, layout, kept or [copy], previous)
+        kept = [votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite]
+        update = aggregate_votes(rule, layout.buffers, kept or [copy], memory.previous)
     updates = _multicast(collectives, "update", update, members if is_leader else ()).wait()
     return Outcome(updates[members[0]], verdict, non_finite)
 
@@ -83,13 +87,9 @@ def _multicast(collectives: Collectives, name: str, words: Any, receivers: Seque
     return collectives.alltoall(name, parts)
 
 
-def _read_facts(groups: Groups, facts: np.ndarray, slices: int) -> tuple[np.ndarray, list[bool]]:
-    """Split what the leaders told into all ranks' fingerprints and whether each vote is finite."""
-    table = np.empty((groups.world_size, slices, WORDS), dtype=np.int64)
-    finite_votes = [False] * len(groups)
-    for ranks in sorted(groups.members):  # the order of their leaders
-        length = len(ranks) * slices * WORDS
-        table[list(ranks)] = facts[:length].reshape(len(ranks), slices, WORDS)
-        finite_votes[groups.of(ranks[0])] = bool(facts[length])
-        facts = facts[length + 1 :]
-    return table, finite_votes
+def _table(groups: Groups, facts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Arrange by rank what every leader saw in its group: `(p, *shape)`."""
+    order = [rank for ranks in sorted(groups.members) for rank in ranks]  # by leader
+    table = np.empty((len(order), *shape), dtype=np.int64)
+    table[order] = facts.reshape(-1, *shape)
+    return table

@@ -9,6 +9,20 @@ from horovod_detox.vote import Verdict
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What all ranks know from earlier steps.
+
+    Attributes:
+        previous: `(w,)` words of the latest finite update, for rules that keep a centre; None: no
+            rule needs it, or there was none.
+        distrusted: the ranks that dissented lately.
+    """
+
+    previous: Any | None = None
+    distrusted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of one exchange.
 

@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 
 from horovod_detox.config import Plan
-from horovod_detox.exchange.aggregation import aggregate_votes, assemble, finite
+from horovod_detox.exchange.aggregation import (
+    aggregate_votes,
+    assemble,
+    examine,
+    non_finite_votes,
+)
 from horovod_detox.exchange.outcome import Outcome, rule_for
-from horovod_detox.fingerprint import fingerprint, slice_bounds
+from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.layout import Layout
 from horovod_detox.vote import judge
 
@@ -21,14 +26,15 @@ def aggregate_copies(
     Raises:
         NoMajority: when too many groups lost their majority.
     """
-    bounds = slice_bounds(len(copies[0]), len(copies))
-    verdict = judge(plan.groups, np.stack([fingerprint(copy, bounds) for copy in copies]))
-    votes = {
-        group: assemble([copies[rank] for rank in winners], bounds)
-        for group, winners in verdict.winners.items()
-    }
-    non_finite = tuple(group for group, vote in votes.items() if not finite(layout, vote))
+    bounds = slice_bounds(layout.words, len(copies))
+    table = np.stack([examine(layout.buffers, copy, bounds) for copy in copies])
+    verdict = judge(plan.groups, table)
+    non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
-    kept = [vote for group, vote in votes.items() if group not in non_finite]
-    update = aggregate_votes(rule, layout, kept or [copies[0]], previous)
+    votes = [
+        assemble([copies[rank] for rank in winners], bounds)
+        for group, winners in verdict.winners.items()
+        if group not in non_finite
+    ]
+    update = aggregate_votes(rule, layout.buffers, votes or [copies[0]], previous)
     return Outcome(update, verdict, non_finite)

@@ -43,6 +43,26 @@ class HorovodCollectives:
         )
         return _HorovodHandle(handle, name, self, lambda got: got[0].split(got[1].tolist()))
 
+    def allreduce(self, name: str, values: np.ndarray) -> Handle:
+        """Add up float64 arrays of the same shape."""
+        handle = hvd.allreduce_async(
+            torch.tensor(values),
+            name=f"{self._scope}.{name}",
+            op=hvd.Sum,
+            process_set=self._process_set,
+        )
+        return _HorovodHandle(handle, name, self, torch.Tensor.numpy)
+
+    def broadcast(self, name: str, words: torch.Tensor, root: int) -> Handle:
+        """Overwrite words by those of a rank of the set."""
+        handle = hvd.broadcast_async_(
+            words,
+            root_rank=self._process_set.ranks[root],  # Horovod counts roots in the whole job
+            name=f"{self._scope}.{name}",
+            process_set=self._process_set,
+        )
+        return _HorovodHandle(handle, name, self, lambda _: None)
+
 
 class _HorovodHandle:
     """A Horovod operation under way.

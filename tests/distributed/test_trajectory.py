@@ -9,6 +9,7 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
+from horovod_detox.exchange import EXCHANGES
 from tests.distributed.training import digest, everywhere, model, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -56,6 +57,20 @@ def test_every_attack_is_masked(start, name):
 @pytest.mark.parametrize("outer", TWO_VOTES)
 def test_every_rule_for_two_votes_is_masked(start, outer, optimizer_of):
     check_masked(start, attacks.Reverse(scale=100, ranks=(0, 5)), outer, optimizer_of)
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("outer", ["median", "geometric_median"])
+def test_every_exchange_gives_the_same_trajectory(start, outer):
+    attack = attacks.Gaussian(ranks=(2, 3))
+    for exchange in EXCHANGES:
+        start(group_size=3, outer=outer, exchange=exchange)
+        network = train(SGD, attack=attack)
+        assert hvd.fault_report().dissents == {2: 20, 3: 20}
+        if outer == "median":  # others may differ in the last bits: sums over slices
+            assert set(everywhere(digest(network))) == {fair_run(start, outer, SGD)}
+        else:
+            assert len(set(everywhere(digest(network)))) == 1
 
 
 @pytest.mark.ranks(6)

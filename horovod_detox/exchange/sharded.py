@@ -1,0 +1,187 @@
+"""The exchange in which no rank receives a whole foreign gradient.
+
+The copies are cut into p slices; rank s owns slice s.
+
+1. Every rank fingerprints its slices. Allgather of all fingerprints; beside it, for each slice and
+   each group, one sender sends that slice to its owner.
+2. From the table of fingerprints every rank computes the same votes. Where a sender lost, a member
+   of the majority sends that slice again.
+3. Every owner checks what it received against the fingerprint and aggregates its columns; where a
+   rule needs the Gram matrix, that of the slices is summed over the ranks.
+4. Every owner broadcasts its slice of the update; beside it, owners accuse senders whose slice was
+   not what they had fingerprinted. After an accusation, others send, and 3 and 4 are repeated.
+
+A rank receives `k / p + 1` times the gradient, that is `1 / r + 1`; allreduce: 2 times.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.aggregators import gram_matrix
+from horovod_detox.arrays import like, namespace, view
+from horovod_detox.config import Plan
+from horovod_detox.exchange.aggregation import aggregate_votes, examine, non_finite_votes
+from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.outcome import Memory, NoMajority, Outcome, rule_for
+from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.groups import Groups
+from horovod_detox.layout import Layout
+from horovod_detox.vote import Verdict, judge
+
+Bounds = list[tuple[int, int]]
+Senders = dict[tuple[int, int], int]
+"""The rank that sends its copy of a slice to the owner, by (group, slice)."""
+
+
+def exchange(
+    collectives: Collectives,
+    plan: Plan,
+    layout: Layout,
+    copy: Any,
+    agreement: Handle,
+    memory: Memory,
+) -> Outcome:
+    """Turn this rank's copy into the update that all ranks share.
+
+    Args:
+        collectives: of the p ranks of the plan.
+        plan: groups, and the rule of this step.
+        layout: what the words of the copy are.
+        copy: `(w,)` words, this rank's copy of its group's gradient.
+        agreement: raises when the ranks do not hold the same layout.
+        memory: what all ranks know from earlier steps.
+
+    Raises:
+        NoMajority: on every rank, when the votes left are too few for the rule.
+    """
+    groups, rank, p = plan.groups, collectives.rank, collectives.size
+    bounds = slice_bounds(len(copy), p)
+    start, stop = bounds[rank]
+
+    senders = _senders(groups, p, memory.distrusted)
+    table = collectives.allgather("facts", examine(layout.buffers, copy, bounds).ravel())
+    received = _send(collectives, "slices", copy, bounds, senders)
+    agreement.wait()
+    table = table.wait().reshape(p, p, -1)
+    verdict = judge(groups, table)
+    non_finite = non_finite_votes(verdict, table)
+    rule = rule_for(plan, verdict, non_finite)
+    slices = _by_group(received.wait(), senders, rank)
+
+    accused: set[tuple[int, int]] = set()
+    while True:
+        repairs = _repairs(groups, verdict, table, senders, accused)
+        if repairs:
+            received = _send(collectives, "repairs", copy, bounds, repairs)
+            slices |= _by_group(received.wait(), repairs, rank)
+            senders |= repairs
+        kept = [slices[group] for group in verdict.winners if group not in non_finite]
+        result = aggregate_votes(
+            rule,
+            layout.buffers.cut(start, stop),
+            kept or [copy[start:stop]],
+            None if memory.previous is None else memory.previous[start:stop],
+            lambda values, reference: collectives.allreduce(
+                "gram", gram_matrix(values, reference)
+            ).wait(),
+        )
+        liars = [
+            senders[group, rank]
+            for group in verdict.winners
+            if not _is_as_told(slices[group], table[senders[group, rank], rank])
+        ]
+        accusations = collectives.allgather("accusations", np.array(liars, np.int64) * p + rank)
+        update = _share_update(collectives, copy, bounds, result)
+        new = {divmod(accusation, p) for accusation in accusations.wait().tolist()}
+        if not new:
+            return Outcome(update, _accuse(groups, verdict, accused), non_finite)
+        accused |= new
+
+
+def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> Senders:
+    """Choose who sends which slice: its owner to itself, else members in good standing in turn."""
+    senders = {}
+    for group, members in enumerate(groups.members):
+        trusted = [rank for rank in members if rank not in distrusted] or members
+        turns = cycle(trusted)
+        senders |= {(group, s): s if s in trusted else next(turns) for s in range(slices)}
+    return senders
+
+
+def _repairs(
+    groups: Groups,
+    verdict: Verdict,
+    table: np.ndarray,
+    senders: Senders,
+    accused: Collection[tuple[int, int]],
+) -> Senders:
+    """Choose another sender where the present one lost the vote or was accused."""
+    repairs = {}
+    for group, winners in verdict.winners.items():
+        for s, winner in enumerate(winners):
+            fit = [
+                rank
+                for rank in groups.members[group]
+                if (rank, s) not in accused and np.array_equal(table[rank, s], table[winner, s])
+            ]
+            if not fit:
+                raise NoMajority(
+                    f"no update in this step: no rank of group {group} sends slice {s} as it "
+                    "fingerprinted it"
+                )
+            if senders[group, s] not in fit:
+                repairs[group, s] = fit[0]
+    return repairs
+
+
+def _send(
+    collectives: Collectives,
+    name: str,
+    copy: Any,
+    bounds: Bounds,
+    senders: Senders,
+) -> Handle:
+    """Send the slices for which this rank is the sender to their owners."""
+    mine = {s for (_, s), sender in senders.items() if sender == collectives.rank}
+    parts = [copy[start:stop] if s in mine else copy[:0] for s, (start, stop) in enumerate(bounds)]
+    return collectives.alltoall(name, parts)
+
+
+def _by_group(received: list[Any], senders: Senders, owner: int) -> dict[int, Any]:
+    """Return what the senders sent to the owner, by group."""
+    return {group: received[rank] for (group, s), rank in senders.items() if s == owner}
+
+
+def _is_as_told(words: Any, facts: np.ndarray) -> bool:
+    """Return whether a slice has the fingerprint that its sender told."""
+    return np.array_equal(fingerprint(words, [(0, len(words))])[0], facts[:WORDS])
+
+
+def _share_update(collectives: Collectives, copy: Any, bounds: Bounds, result: Any) -> Any:
+    """Let every owner broadcast its slice of the update, in place."""
+    words = view(copy)
+    update = like(copy, namespace(words).empty((len(copy),), words, "int64"))
+    start, stop = bounds[collectives.rank]
+    update[start:stop] = result
+    handles = [
+        collectives.broadcast(f"update.{owner}", update[start:stop], owner)
+        for owner, (start, stop) in enumerate(bounds)
+        if start < stop
+    ]
+    for handle in handles:
+        handle.wait()
+    return update
+
+
+def _accuse(groups: Groups, verdict: Verdict, accused: Collection[tuple[int, int]]) -> Verdict:
+    """Return the verdict with the accused among the dissenters."""
+    votes = list(verdict.votes)
+    for rank in sorted({rank for rank, _ in accused}):
+        vote = votes[groups.of(rank)]
+        dissenters = tuple(sorted({*vote.dissenters, rank}))
+        votes[groups.of(rank)] = replace(vote, dissenters=dissenters)
+    return Verdict(tuple(votes))
