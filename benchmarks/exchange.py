@@ -1,4 +1,4 @@
-"""Time an exchange against Horovod's allreduce of the same gradient, in turn in one job.
+"""Time the exchanges against Horovod's allreduce of the same gradient, in turn in one job.
 
 horovodrun -np 6 --gloo python benchmarks/exchange.py
 """
@@ -12,12 +12,13 @@ import torch
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
+from horovod_detox.exchange import EXCHANGES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--outer", default="median")
     args = parser.parse_args()
@@ -25,31 +26,32 @@ def main() -> None:
     torch.set_num_threads(1)
     hvd.init(detox=Detox(group_size=args.group_size, outer=args.outer))
     say(f"ranks: {hvd.size()}, group_size: {args.group_size}, outer: {args.outer}\n")
-    say("| floats | allreduce, ms | DETOX, ms | ratio |\n|---|---|---|---|")
+    say("| floats | allreduce, ms | " + " | ".join(f"{e} / allreduce" for e in EXCHANGES) + " |")
+    say("|---" * (2 + len(EXCHANGES)) + "|")
     for size in args.sizes:
-        compare(size, args.repeats)
+        compare(size, args)
 
 
-def compare(size: int, repeats: int) -> None:
-    """Print the medians over the repeats, and the median of the ratios of neighbours in time."""
-    parameter = torch.nn.Parameter(torch.zeros(size))
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=0.0))
-    parameter.grad = torch.ones(size)
+def compare(size: int, args: argparse.Namespace) -> None:
+    """Print the median time of allreduce, and the median ratios of neighbours in time."""
     gradient = torch.ones(size)
+    operations = [lambda: hvd.allreduce_(gradient, name=f"allreduce.{size}")]
+    for exchange in EXCHANGES:
+        hvd.init(detox=Detox(group_size=args.group_size, outer=args.outer, exchange=exchange))
+        parameter = torch.nn.Parameter(torch.zeros(size))
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=0.0))
+        parameter.grad = torch.ones(size)
+        operations.append(optimizer.synchronize)
+    rounds = [[seconds(operation) for operation in operations] for _ in range(args.repeats + 2)][2:]
+    allreduce = 1000 * statistics.median(times[0] for times in rounds)
+    ratios = [
+        statistics.median(times[i] / times[0] for times in rounds)
+        for i in range(1, len(operations))
+    ]
+    say(f"| {size} | {allreduce:.1f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
 
-    def exchange() -> None:
-        optimizer.synchronize()
 
-    def allreduce() -> None:
-        hvd.allreduce_(gradient, name=f"allreduce.{size}")
-
-    pairs = [(seconds(allreduce), seconds(exchange)) for _ in range(repeats + 2)][2:]
-    stock, ours = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    say(f"| {size} | {stock:.1f} | {ours:.1f} | {ratio:.2f} |")
-
-
-def seconds(operation: Callable[[], None]) -> float:
+def seconds(operation: Callable[[], object]) -> float:
     """Return how long an operation takes that all ranks begin together."""
     hvd.barrier()
     start = time.perf_counter()
