@@ -279,7 +279,8 @@ def test_an_exception_on_one_rank_is_the_one_that_is_raised(exchange):
 class Tampering:
     """The seam of one rank, through which its slices leave with other bits than fingerprinted."""
 
-    def __init__(self, collectives):
+    def __init__(self, collectives, mask=1):
+        self.mask = mask
         self._collectives = collectives
         self.rank, self.size = collectives.rank, collectives.size
 
@@ -288,12 +289,13 @@ class Tampering:
 
     def alltoall(self, name, parts):
         if name == "slices":
-            parts = [part ^ 1 for part in parts]
+            parts = [part ^ self.mask for part in parts]
         return self._collectives.alltoall(name, parts)
 
 
-@pytest.mark.parametrize("outer", ["median", "multi_krum"])
-def test_a_sender_whose_slice_is_not_what_it_fingerprinted_is_replaced_and_named(outer):
+@pytest.mark.parametrize("mask", [1, -1], ids=["one bit", "all bits"])
+@pytest.mark.parametrize("outer", ["median", "multi_krum", "caf"])
+def test_a_sender_whose_slice_is_not_what_it_fingerprinted_is_replaced_and_named(outer, mask):
     detox = Detox(group_size=3, outer=outer, exchange="sharded")
     plan = detox.plan(9)
     layout = layout_of(np.zeros(50, np.float32))
@@ -301,7 +303,9 @@ def test_a_sender_whose_slice_is_not_what_it_fingerprinted_is_replaced_and_named
     honest = [rng.normal(size=50).astype(np.float32) for _ in plan.groups.members]
 
     def program(collectives):
-        seam: Any = Tampering(collectives) if collectives.rank in (4, 5) else collectives
+        seam: Any = collectives
+        if collectives.rank in (4, 5):
+            seam = Tampering(collectives, mask)
         engine = Engine(plan, seam)
         copy = layout.pack([honest[plan.groups.of(collectives.rank)]])
         updates = [engine.exchange(copy, layout).update for _ in range(3)]

@@ -114,13 +114,18 @@ def _sum(rows: Rows, votes: list[int], shares: list[float], previous: Any) -> An
     return xp.cast(result, working_dtype(rows[0]))
 
 
-@np.errstate(invalid="ignore")
+@np.errstate(over="ignore", invalid="ignore")
 def finite_rows(values: Any) -> np.ndarray:
     """Say which votes can be aggregated: `(n, d) -> (n,)` of bool.
 
     A vote cannot if an element is NaN or infinite, or so large, beyond 1e145 in float64, that
     squared distances would overflow.
     """
+    if isinstance(values, np.ndarray) and values.dtype in (np.float32, np.float64):
+        # One fast pass; only a vote that is not short in this sense needs the second look.
+        short = np.array([np.dot(row, row) < _LARGEST**2 for row in values], bool)
+        if short.all():
+            return short
     xp, working = namespace(values), working_dtype(values)
     largest = _LARGEST if working == "float64" else np.inf
     finite = np.ones(len(values), bool)

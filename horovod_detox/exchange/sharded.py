@@ -16,7 +16,6 @@ A rank receives `k / p + 1` times the gradient, that is `1 / r + 1`; allreduce: 
 
 from collections.abc import Collection
 from dataclasses import replace
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,6 @@ from horovod_detox.layout import Layout
 from horovod_detox.vote import Verdict, judge
 
 Bounds = list[tuple[int, int]]
-Senders = dict[tuple[int, int], int]
-"""The rank that sends its copy of a slice to the owner, by (group, slice)."""
 
 
 def exchange(
@@ -64,21 +61,32 @@ def exchange(
 
     senders = _senders(groups, p, memory.distrusted)
     table = collectives.allgather("facts", examine(layout.buffers, copy, bounds).ravel())
-    received = _send(collectives, "slices", copy, bounds, senders)
+    asked = np.flatnonzero(senders[groups.of(rank)] == rank).tolist()
+    received = _send(collectives, "slices", copy, bounds, asked)
     agreement.wait()
     table = table.wait().reshape(p, p, -1)
     verdict = judge(groups, table)
     non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
-    slices = _by_group(received.wait(), senders, rank)
+    received = received.wait()
+    slices = {group: received[senders[group, rank]] for group in verdict.winners}
 
-    accused: set[tuple[int, int]] = set()
+    accused: set[tuple[int, int]] = set()  # (rank, slice)
     while True:
         repairs = _repairs(groups, verdict, table, senders, accused)
         if repairs:
-            received = _send(collectives, "repairs", copy, bounds, repairs)
-            slices |= _by_group(received.wait(), repairs, rank)
-            senders |= repairs
+            asked = [s for (_, s), sender in repairs.items() if sender == rank]
+            received = _send(collectives, "repairs", copy, bounds, asked).wait()
+            for (group, s), sender in repairs.items():
+                senders[group, s] = sender
+                if s == rank:
+                    slices[group] = received[sender]
+        liars = []
+        for group in verdict.winners:
+            sender = senders[group, rank]
+            if not _is_as_told(slices[group], table[sender, rank]):
+                liars.append(sender)
+                slices[group] = copy[start:stop]  # to go on with; the result will not count
         kept = [slices[group] for group in verdict.winners if group not in non_finite]
         result = aggregate_votes(
             rule,
@@ -89,11 +97,6 @@ def exchange(
                 "gram", gram_matrix(values, reference)
             ).wait(),
         )
-        liars = [
-            senders[group, rank]
-            for group in verdict.winners
-            if not _is_as_told(slices[group], table[senders[group, rank], rank])
-        ]
         accusations = collectives.allgather("accusations", np.array(liars, np.int64) * p + rank)
         update = _share_update(collectives, copy, bounds, result)
         new = {divmod(accusation, p) for accusation in accusations.wait().tolist()}
@@ -102,13 +105,14 @@ def exchange(
         accused |= new
 
 
-def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> Senders:
-    """Choose who sends which slice: its owner to itself, else members in good standing in turn."""
-    senders = {}
+def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.ndarray:
+    """Choose who sends each slice: its owner if it can, else members in turn; `(k, slices)`."""
+    senders = np.empty((len(groups), slices), dtype=np.int64)
     for group, members in enumerate(groups.members):
-        trusted = [rank for rank in members if rank not in distrusted] or members
-        turns = cycle(trusted)
-        senders |= {(group, s): s if s in trusted else next(turns) for s in range(slices)}
+        trusted = np.array([rank for rank in members if rank not in distrusted] or members)
+        others = np.setdiff1d(np.arange(slices), trusted)
+        senders[group, trusted] = trusted
+        senders[group, others] = np.resize(trusted, len(others))
     return senders
 
 
@@ -116,44 +120,39 @@ def _repairs(
     groups: Groups,
     verdict: Verdict,
     table: np.ndarray,
-    senders: Senders,
+    senders: np.ndarray,
     accused: Collection[tuple[int, int]],
-) -> Senders:
-    """Choose another sender where the present one lost the vote or was accused."""
+) -> dict[tuple[int, int], int]:
+    """Return other senders, by (group, slice), where the present one lost or was accused."""
     repairs = {}
+    slices = np.arange(table.shape[1])
     for group, winners in verdict.winners.items():
-        for s, winner in enumerate(winners):
-            fit = [
+        won = table[list(winners), slices]  # (slices, 3)
+        fits = (table[senders[group], slices] == won).all(axis=1)
+        fits[[s for rank, s in accused if senders[group, s] == rank]] = False
+        for s in np.flatnonzero(~fits).tolist():
+            others = [
                 rank
                 for rank in groups.members[group]
-                if (rank, s) not in accused and np.array_equal(table[rank, s], table[winner, s])
+                if (rank, s) not in accused and (table[rank, s] == won[s]).all()
             ]
-            if not fit:
+            if not others:
                 raise NoMajority(
                     f"no update in this step: no rank of group {group} sends slice {s} as it "
                     "fingerprinted it"
                 )
-            if senders[group, s] not in fit:
-                repairs[group, s] = fit[0]
+            repairs[group, s] = others[0]
     return repairs
 
 
 def _send(
-    collectives: Collectives,
-    name: str,
-    copy: Any,
-    bounds: Bounds,
-    senders: Senders,
+    collectives: Collectives, name: str, copy: Any, bounds: Bounds, slices: Collection[int]
 ) -> Handle:
-    """Send the slices for which this rank is the sender to their owners."""
-    mine = {s for (_, s), sender in senders.items() if sender == collectives.rank}
-    parts = [copy[start:stop] if s in mine else copy[:0] for s, (start, stop) in enumerate(bounds)]
+    """Send some slices to their owners."""
+    parts = [
+        copy[start:stop] if s in slices else copy[:0] for s, (start, stop) in enumerate(bounds)
+    ]
     return collectives.alltoall(name, parts)
-
-
-def _by_group(received: list[Any], senders: Senders, owner: int) -> dict[int, Any]:
-    """Return what the senders sent to the owner, by group."""
-    return {group: received[rank] for (group, s), rank in senders.items() if s == owner}
 
 
 def _is_as_told(words: Any, facts: np.ndarray) -> bool:
