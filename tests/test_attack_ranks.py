@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_detox.attacks import ATTACKS, BitFlip, Mimic, Reverse, by_name
 from horovod_detox.groups import Groups, form_groups
-
-no_deadline = settings(deadline=None)
 
 
 def uniform_groups(num_groups: int, group_size: int) -> Groups:
@@ -23,7 +21,6 @@ def uneven_groups(draw: st.DrawFn) -> Groups:
     return Groups(tuple(tuple(sorted(part.tolist())) for part in parts))
 
 
-@no_deadline
 @given(uneven_groups(), st.integers(0, 99), st.data())
 def test_random_and_fixed_placements(groups, seed, data):
     count = data.draw(st.integers(0, groups.world_size))
@@ -54,7 +51,6 @@ def test_random_takes_every_rank_equally_often():
     assert (np.abs(counts - 1000) < 150).all()
 
 
-@no_deadline
 @given(uneven_groups(), st.integers(0, 99), st.data())
 def test_spread_takes_no_majority(groups, seed, data):
     room = sum((len(members) - 1) // 2 for members in groups.members)
@@ -67,7 +63,6 @@ def test_spread_takes_no_majority(groups, seed, data):
         assert n == (len(members) - 1) // 2 or max(taken) - n <= 1
 
 
-@no_deadline
 @given(uneven_groups())
 def test_spread_refuses_more_than_all_minorities(groups):
     room = sum((len(members) - 1) // 2 for members in groups.members)
@@ -75,7 +70,6 @@ def test_spread_refuses_more_than_all_minorities(groups):
         Reverse(ranks=f"spread:{room + 1}").check(groups)
 
 
-@no_deadline
 @given(uneven_groups(), st.integers(0, 99), st.data())
 def test_concentrated_captures_as_many_groups_as_possible(groups, seed, data):
     count = data.draw(st.integers(0, groups.world_size))

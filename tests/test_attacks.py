@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_detox.attacks import (
@@ -49,7 +49,6 @@ DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.floa
 REQUIRED = {"label_flip": {"num_classes": 10}}
 P, FAULTY, D = 9, (1, 4), 3000
 
-no_deadline = settings(deadline=None)
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -194,7 +193,6 @@ def test_table_names_are_the_class_names():
 
 
 @every_dtype
-@no_deadline
 @given(scale=st.floats(1e-3, 1e3))
 def test_reverse(dtype, scale):
     own = gradients(50, dtype=dtype)
@@ -256,7 +254,6 @@ def test_stale_without_a_past_sends_its_own():
     assert not np.shares_memory(sent, scene.own)
 
 
-@no_deadline
 @given(z=st.floats(-3, 3))
 def test_a_little_is_enough_with_given_z(z):
     scene = scene_of(np.float64)
@@ -279,7 +276,6 @@ def test_largest_safe_z(n, f, z):
     assert largest_safe_z(n, f) == pytest.approx(z, abs=5e-5)
 
 
-@no_deadline
 @given(n=st.integers(3, 100), data=st.data())
 def test_largest_safe_z_inverts_the_normal_distribution(n, data):
     f = data.draw(st.integers(1, n // 2))
@@ -315,7 +311,6 @@ def test_inner_product():
     )
 
 
-@no_deadline
 @given(target=st.integers(0, 6))
 def test_mimic_copies_one_honest_rank(target):
     scene = scene_of()
@@ -337,14 +332,12 @@ def test_honest_statistics_of_small_dtypes_are_taken_in_float32(dtype):
 # --- line search -----------------------------------------------------------------------------
 
 
-@no_deadline
 @given(peak=st.floats(0.06, 100))
 def test_most_harmful_finds_a_peak_within_two_per_cent(peak):
     found = most_harmful(lambda x: -abs(math.log(x / peak)), limit=100.0)
     assert found == pytest.approx(peak, rel=0.02)
 
 
-@no_deadline
 @given(limit=st.floats(0.1, 1e4))
 def test_most_harmful_goes_to_the_limit_when_harm_grows_and_to_the_least_when_flat(limit):
     tried = []
@@ -434,7 +427,6 @@ def test_optimal_attacks_demand_an_aggregation():
 
 
 @every_dtype
-@no_deadline
 @given(count=st.integers(1, 60), seed=st.integers(0, 2**32))
 def test_bit_flip_flips_exactly_count_bits(dtype, count, seed):
     own = gradients(5, dtype=dtype)
@@ -443,7 +435,6 @@ def test_bit_flip_flips_exactly_count_bits(dtype, count, seed):
 
 
 @every_dtype
-@no_deadline
 @given(data=st.data())
 def test_bit_flip_keeps_to_the_given_bits(dtype, data):
     width = 8 * dtype.itemsize
@@ -479,7 +470,6 @@ def test_bit_flips_that_do_not_fit():
 
 
 @every_dtype
-@no_deadline
 @given(size=st.integers(1, 64), num_bytes=st.integers(1, 300), seed=st.integers(0, 99))
 def test_zero_block(dtype, size, num_bytes, seed):
     own = gradients(size, dtype=dtype)
@@ -491,7 +481,6 @@ def test_zero_block(dtype, size, num_bytes, seed):
 
 
 @every_dtype
-@no_deadline
 @given(size=st.integers(1, 200), every=st.integers(1, 80), seed=st.integers(0, 99))
 def test_stride(dtype, size, every, seed):
     own = gradients(size, dtype=dtype)
@@ -503,7 +492,6 @@ def test_stride(dtype, size, every, seed):
 
 
 @every_dtype
-@no_deadline
 @given(relative=st.sampled_from([1e-3, -1e-3, 0.1, -0.5, 1e-9, -1e-9, 2.0]))
 def test_bias_is_relative_and_at_least_one_ulp(dtype, relative):
     own = gradients(200, dtype=dtype)
@@ -527,7 +515,6 @@ def neighbours(array: np.ndarray, towards: float) -> np.ndarray:
 
 
 @every_dtype
-@no_deadline
 @given(seed=st.integers(0, 999))
 def test_ulp_moves_one_element_to_its_neighbour(dtype, seed):
     own = gradients(30, dtype=dtype, seed=seed)

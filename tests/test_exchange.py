@@ -64,7 +64,7 @@ def corrupted(groups, honest, liars, rng):
     return copies
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(jobs())
 def test_a_minority_in_every_group_changes_no_bit_and_is_named(job):
     detox, groups, honest, liars, rng = job

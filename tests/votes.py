@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from horovod_detox.aggregators import AGGREGATORS, PRE_AGGREGATORS
 
-few_examples = settings(max_examples=15, deadline=None)
+few_examples = settings(max_examples=15)
 
 NEEDED = {
     "centered_clipping": [{"radius": 2.0}, {"radius": 0.5, "iterations": 3}],
