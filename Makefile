@@ -28,7 +28,7 @@ distributed_tests := $(venv)/bin/python -m pytest tests/distributed -p no:cachep
 
 help:
 	@echo "make setup    install everything into $(venv), Horovod included"
-	@echo "make demo     train on 6 ranks with a faulty one, with and without the vote"
+	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
 	@echo "make test     run all tests, in one process and on 4 and 6 ranks"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"

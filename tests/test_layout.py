@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.layout import Layout, difference
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -43,6 +44,19 @@ def test_places_fill_the_segments_without_gaps(parameters):
         spans = [(start, stop) for s, start, stop in layout.places if s == index]
         filled = [i for start, stop in spans for i in range(start, stop)]
         assert filled == list(range(segment.length))
+
+
+@given(PARAMETERS, st.integers(1, 7))
+def test_slices_hold_the_numbers_of_the_whole_and_no_padding(parameters, parts):
+    layout = Layout(parameters)
+    words = np.arange(1, 1 + layout.words) * 0x0101_0101_0101_0101
+    found = {segment.dtype: [] for segment in layout.buffers.segments}
+    for start, stop in slice_bounds(layout.words, parts):
+        part = layout.buffers.cut(start, stop)
+        for segment, numbers in zip(part.segments, part.typed(words[start:stop]), strict=True):
+            found[segment.dtype] += numbers.tobytes()
+    for segment, whole in zip(layout.buffers.segments, layout.typed(words), strict=True):
+        assert bytes(found[segment.dtype]) == whole.tobytes()
 
 
 @given(PARAMETERS, PARAMETERS)
