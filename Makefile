@@ -54,7 +54,7 @@ demo: $(installed)
 	    | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
 
 test: $(installed)
-	$(job_environment) timeout --foreground --kill-after=30 1200 $(venv)/bin/python -m pytest
+	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest
 	$(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np 4 $(distributed_tests)
 	$(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np 6 $(distributed_tests)
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from horovod_detox import Detox
+from horovod_detox import Detox, config
 from horovod_detox.aggregators import Bulyan, Median, MultiKrum
 from horovod_detox.config import faulty_votes
+from horovod_detox.exchange import EXCHANGES
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,11 @@ from horovod_detox.config import faulty_votes
 def test_a_bad_value_names_field_value_and_bound(settings, message):
     with pytest.raises(ValueError, match=message):
         Detox(**settings)
+
+
+def test_every_exchange_can_be_chosen():
+    assert tuple(EXCHANGES) == config.EXCHANGES
+    assert Detox().exchange == config.EXCHANGES[0]
 
 
 def test_a_misspelt_field_is_refused():

@@ -1,5 +1,6 @@
 """How copies and votes travel; to add an exchange, add a module and its line here."""
 
 from horovod_detox.exchange import leaders, sharded
+from horovod_detox.exchange.outcome import Exchange
 
-EXCHANGES = {"sharded": sharded.exchange, "leaders": leaders.exchange}
+EXCHANGES: dict[str, Exchange] = {"sharded": sharded.exchange, "leaders": leaders.exchange}

@@ -1,10 +1,12 @@
-"""What an exchange returns, and the one place that decides when there is no update."""
+"""What an exchange is and returns, and the one place that decides when there is no update."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from horovod_detox.aggregators import Aggregator, TooFewVotes
 from horovod_detox.config import Plan
+from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.layout import Layout
 from horovod_detox.vote import Verdict
 
 
@@ -40,6 +42,33 @@ class Outcome:
     def is_finite(self) -> bool:
         """Return whether at most half of the votes were not finite, and so the update is."""
         return 2 * len(self.non_finite) <= len(self.verdict.winners)
+
+
+class Exchange(Protocol):
+    """A way for copies and votes to travel: this rank's copy in, the outcome of all ranks out.
+
+    Args:
+        collectives: of the p ranks of the plan.
+        plan: groups, and the rule of this step.
+        layout: what the words of the copy are.
+        copy: `(w,)` words, this rank's copy of its group's gradient.
+        agreement: raises when the ranks do not hold the same layout; waited for before anything
+            that was received is used.
+        memory: what all ranks know from earlier steps.
+
+    Raises:
+        NoMajority: on every rank, when the votes left are too few for the rule.
+    """
+
+    def __call__(
+        self,
+        collectives: Collectives,
+        plan: Plan,
+        layout: Layout,
+        copy: Any,
+        agreement: Handle,
+        memory: Memory,
+    ) -> Outcome: ...
 
 
 class NoMajority(RuntimeError):

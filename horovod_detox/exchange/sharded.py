@@ -42,19 +42,7 @@ def exchange(
     agreement: Handle,
     memory: Memory,
 ) -> Outcome:
-    """Turn this rank's copy into the update that all ranks share.
-
-    Args:
-        collectives: of the p ranks of the plan.
-        plan: groups, and the rule of this step.
-        layout: what the words of the copy are.
-        copy: `(w,)` words, this rank's copy of its group's gradient.
-        agreement: raises when the ranks do not hold the same layout.
-        memory: what all ranks know from earlier steps.
-
-    Raises:
-        NoMajority: on every rank, when the votes left are too few for the rule.
-    """
+    """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
     groups, rank, p = plan.groups, collectives.rank, collectives.size
     bounds = slice_bounds(len(copy), p)
     start, stop = bounds[rank]
