@@ -39,6 +39,7 @@ class Engine:
         self._exchange = EXCHANGES[plan.config.exchange]
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._previous: Any | None = None
+        self._layout: Layout | None = None
         self._last_dissent: dict[int, int] = {}
 
     def exchange(self, copy: Any, layout: Layout) -> Outcome:
@@ -51,13 +52,18 @@ class Engine:
         """
         plan = replace(self.plan, rule=self.plan.rule.at(self.step))
         agreement = _Agreement(self._collectives, self.step, layout, self._digest)
-        outcome = self._exchange(self._collectives, plan, layout, copy, agreement, self._memory())
+        outcome = self._exchange(
+            self._collectives, plan, layout, copy, agreement, self._memory(layout)
+        )
         self.ledger.record(self.step, outcome.verdict, outcome.non_finite)
         self._remember(outcome, len(copy))
         self.step += 1
         return outcome
 
-    def _memory(self) -> Memory:
+    def _memory(self, layout: Layout) -> Memory:
+        """Recall what was kept; an update of other parameters is no centre any more."""
+        if self._layout != layout:
+            self._layout, self._previous = layout, None
         lately = self.step - DISTRUSTED_STEPS
         distrusted = frozenset(rank for rank, step in self._last_dissent.items() if step >= lately)
         return Memory(self._previous, distrusted)

@@ -195,6 +195,22 @@ def test_centered_clipping_keeps_its_centre_and_forgets_no_step_to_nan(exchange)
     assert updates[3] == 1.5
 
 
+def test_a_centre_is_given_up_when_the_parameters_change(exchange):
+    plan = Detox(group_size=1, outer=CenteredClipping(radius=0.5), exchange=exchange).plan(3)
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        updates = []
+        for length in (2, 2, 5):
+            values = np.full(length, 4.0)
+            layout = layout_of(values)
+            updates.append(layout.typed(engine.exchange(layout.pack([values]), layout).update)[0])
+        return [np.linalg.norm(update) for update in updates]
+
+    for norms in InProcessCluster(3).run(program):
+        assert norms == pytest.approx([0.5, 1.0, 0.5])
+
+
 def failing_everywhere(program, size, error, match):
     """Check that `program` raises on every rank, well before any timeout."""
 

@@ -23,12 +23,13 @@ class Packing:
     ) -> None:
         self.parameters = [parameter for _, parameter in named_parameters]
         self._compression = compression
-        self._contexts: list[Any] = [None] * len(self.parameters)
+        self._contexts: list[Any] = []
         self._sparse_dims: dict[int, int] = {}
         entries = []
         for name, parameter in named_parameters:
             real = _real(parameter.detach())
-            wire, _ = compression.compress(real.new_zeros(1))
+            wire, context = compression.compress(real.new_zeros(1))
+            self._contexts.append(context)
             entries.append((name, tuple(real.shape), str(wire.dtype).removeprefix("torch.")))
         self.layout = Layout(tuple(entries))
         device = self.parameters[0].device if self.parameters else None

@@ -456,6 +456,17 @@ def test_fp16_compression(dtype):
         assert torch.equal(p.grad, p.grad.half().to(dtype))
 
 
+def test_fp16_compression_of_a_parameter_without_a_gradient():
+    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD([used, unused], lr=1.0), compression=hvd.Compression.fp16
+    )
+    used.sum().backward()
+    optimizer.step()
+    assert used.tolist() == [0.0] * 3
+    assert unused.tolist() == [1.0] * 2
+
+
 def test_a_compressor_that_changes_the_shape_is_refused():
     class Halved(hvd.Compression.none):
         @staticmethod
