@@ -21,8 +21,7 @@ pip := $(venv)/bin/python -m pip --disable-pip-version-check
 horovodrun := $(venv)/bin/horovodrun --gloo
 # The ranks of a job share the processors: one thread each.
 job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2
-distributed_tests := $(venv)/bin/python -m pytest tests/distributed -p no:cacheprovider \
-    --timeout-method=thread
+distributed_tests := $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
 
 .PHONY: help setup demo test lint format clean
 
@@ -55,8 +54,9 @@ demo: $(installed)
 
 test: $(installed)
 	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest
-	$(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np 4 $(distributed_tests)
-	$(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np 6 $(distributed_tests)
+	@set -ex; for framework in $(FRAMEWORKS); do for ranks in 4 6; do \
+	    $(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np $$ranks \
+	        $(distributed_tests) tests/distributed/$$framework; done; done
 
 lint: $(installed)
 	$(venv)/bin/ruff check

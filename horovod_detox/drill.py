@@ -6,28 +6,33 @@ import numpy as np
 
 from horovod_detox.arrays import like, to_numpy
 from horovod_detox.attacks import Attack, Drill
-from horovod_detox.config import Plan
+from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
-from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.exchange.outcome import NoMajority, Outcome
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.layout import Layout
 
 
-class CopyDrill:
-    """Let an attack act on the copies that this rank sends, each flat buffer by itself.
+class DrilledEngine:
+    """An engine that lets an attack corrupt this rank's copies, each flat buffer by itself.
 
     Raises:
         ValueError: when the attack does not fit the groups.
     """
 
-    def __init__(self, attack: Attack, plan: Plan, collectives: Collectives) -> None:
-        attack.check(plan.groups)
+    def __init__(self, engine: Engine, attack: Attack, collectives: Collectives) -> None:
+        attack.check(engine.plan.groups)
+        self._engine = engine
         self._attack = attack
-        self._plan = plan
+        self._plan = engine.plan
         self._collectives = collectives
         self._drills: list[Drill] = []
 
-    def corrupt(self, step: int, copy: Any, layout: Layout) -> Any:
+    def exchange(self, copy: Any, layout: Layout) -> Outcome:
+        """Corrupt the copy if this rank lies now, and exchange it: see `Engine.exchange`."""
+        return self._engine.exchange(self._corrupt(self._engine.step, copy, layout), layout)
+
+    def _corrupt(self, step: int, copy: Any, layout: Layout) -> Any:
         """Return the copy to send: `(w,) -> (w,)` words; `copy` itself from an honest rank.
 
         An omniscient attack makes all ranks gather all copies: traffic that only drills have.

@@ -11,7 +11,7 @@ import pytest
 from horovod_detox import Detox
 from horovod_detox.aggregators import AGGREGATORS
 from horovod_detox.attacks import ATTACKS, Attack, Reverse, by_name
-from horovod_detox.drill import CopyDrill
+from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import InProcessCluster
 from horovod_detox.layout import Layout
@@ -59,13 +59,11 @@ def train(outer: str, optimizer: Callable[[], Update], attack: Attack | None = N
 
     def program(collectives):
         engine = Engine(plan, collectives)
-        drill = CopyDrill(attack, plan, collectives) if attack else None
+        drilled = DrilledEngine(engine, attack, collectives) if attack else engine
         weights, update = np.zeros(WIDTH, np.float32), optimizer()
         for step in range(STEPS):
             copy = LAYOUT.pack([gradient(weights, step, plan.groups.of(collectives.rank))])
-            if drill is not None:
-                copy = drill.corrupt(step, copy, LAYOUT)
-            outcome = engine.exchange(copy, LAYOUT)
+            outcome = drilled.exchange(copy, LAYOUT)
             weights = weights + update(LAYOUT.typed(outcome.update)[0])
         return weights, engine.ledger.report()
 

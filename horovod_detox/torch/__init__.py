@@ -2,16 +2,18 @@
 
 from horovod.torch import *  # noqa: F403
 
-from horovod_detox.torch.context import fault_report as fault_report
-from horovod_detox.torch.context import group as group
-from horovod_detox.torch.context import group_rank as group_rank
-from horovod_detox.torch.context import group_size as group_size
-from horovod_detox.torch.context import init as init
-from horovod_detox.torch.context import num_groups as num_groups
-from horovod_detox.torch.context import on_fault as on_fault
+from horovod_detox.refused import SyncBatchNorm as SyncBatchNorm
+from horovod_detox.refused import join as join
+from horovod_detox.torch.context import context as _context
 from horovod_detox.torch.context import seed_group as seed_group
-from horovod_detox.torch.context import shutdown as shutdown
 from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOptimizer
-from horovod_detox.torch.refused import SyncBatchNorm as SyncBatchNorm
-from horovod_detox.torch.refused import join as join
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
+
+init = _context.init
+shutdown = _context.shutdown
+group = _context.group
+group_rank = _context.group_rank
+group_size = _context.group_size
+num_groups = _context.num_groups
+fault_report = _context.fault_report
+on_fault = _context.on_fault

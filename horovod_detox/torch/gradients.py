@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from horovod_detox.attacks import Attack
-from horovod_detox.drill import CopyDrill
+from horovod_detox.context import Engines
 from horovod_detox.engine import Engine
 from horovod_detox.layout import Layout
-from horovod_detox.torch.context import Engines
 from horovod_detox.torch.packing import Packing
 
 _numbers = count()
@@ -40,7 +38,6 @@ class GradientExchange:
 
     Args:
         engines: makes the engines of this optimizer.
-        attack: what faulty ranks send, for a drill; None: nobody lies.
         named_parameters: the current (name, parameter) pairs of the optimizer, sorted by name.
         compression: of Horovod's kind: `compress` and `decompress`, element by element.
         passes: backward passes per step; gradients are summed locally until the last.
@@ -50,7 +47,6 @@ class GradientExchange:
     def __init__(
         self,
         engines: Engines,
-        attack: Attack | None,
         named_parameters: Callable[[], list[tuple[str, torch.Tensor]]],
         compression: Any,
         passes: int,
@@ -58,11 +54,8 @@ class GradientExchange:
     ) -> None:
         self.number = next(_numbers)
         self._engines = engines
-        self._engine = engines.make("gradients")
+        self._engine = engines.make_for_gradients()
         self._loss_engine: Engine | None = None
-        self._drill: CopyDrill | None = None
-        if attack is not None:
-            self._drill = CopyDrill(attack, engines.plan, engines.collectives("drill"))
         self._named_parameters = named_parameters
         self._compression = compression
         self._factor = factor
@@ -139,10 +132,7 @@ class GradientExchange:
         layout = self._packing.layout
         if not layout.parameters:
             raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
-        copy = self._packing.pack()
-        if self._drill is not None:
-            copy = self._drill.corrupt(self._engine.step, copy, layout)
-        outcome = self._engine.exchange(copy, layout)
+        outcome = self._engine.exchange(self._packing.pack(), layout)
         self._packing.unpack(outcome.update, self._factor)
         self._exchanged = True
         self._to_be_skipped = not outcome.is_finite

@@ -10,7 +10,8 @@ import horovod.torch as hvd
 import torch
 
 from horovod_detox.attacks import Attack
-from horovod_detox.torch.context import Engines, session
+from horovod_detox.refused import check_fusion_groups, check_reduction
+from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
@@ -56,7 +57,8 @@ def DistributedOptimizer(
             "num_groups has been replaced by groups and will be removed", DeprecationWarning, 2
         )
         groups = num_groups if groups is None else groups
-    _check_arguments(op, gradient_predivide_factor, backward_passes_per_step, groups)
+    check_reduction(hvd, op, gradient_predivide_factor, backward_passes_per_step)
+    check_fusion_groups(groups, torch.Tensor)
     base = type(optimizer)
     methods = {**vars(_DistributedOptimizer), "__module__": "horovod.torch.optimizer"}
     cls = type(base.__name__, (base,), methods)
@@ -95,22 +97,15 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     def _connect(self, compression: Any, attack: Attack | None) -> None:
         """Start to watch the gradients, if there is anybody to exchange them with."""
-        attack = attack or session().attack
-        if not self.process_set.included():
-            return
-        plan = session().plan(self.process_set.ranks)
-        if plan is None:
-            if attack is not None:
-                warnings.warn("a single process rehearses no attack", stacklevel=3)
-            return
-        self._exchange = GradientExchange(
-            Engines(plan, self.process_set),
-            attack,
-            self._named_parameters,
-            compression,
-            self.backward_passes_per_step,
-            factor=len(plan.groups) if self.op == hvd.Sum else 1.0,
-        )
+        engines = context.engines(self.process_set, attack)
+        if engines is not None:
+            self._exchange = GradientExchange(
+                engines,
+                self._named_parameters,
+                compression,
+                self.backward_passes_per_step,
+                factor=len(engines.plan.groups) if self.op == hvd.Sum else 1.0,
+            )
 
     def _named_parameters(self) -> list[tuple[str, torch.Tensor]]:
         """Return the current (name, parameter) pairs, sorted by name."""
@@ -195,31 +190,6 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         if self._should_synchronize:
             self._exchange.synchronize()
         return self._exchange.agree_on(loss)
-
-
-def _check_arguments(op: Any, predivide_factor: float, passes: int, groups: Any) -> None:
-    if op == hvd.Adasum:
-        raise ValueError(
-            "op=Adasum combines gradients pairwise, which one faulty rank corrupts, and cannot "
-            "run on votes: use op=Average"
-        )
-    if op not in (hvd.Average, hvd.Sum):
-        raise ValueError("op must be Average or Sum: min, max and product follow a single rank")
-    if predivide_factor != 1.0 and op != hvd.Average:
-        raise ValueError("gradient_predivide_factor is supported with op=Average only")
-    if passes <= 0:
-        raise ValueError(f"backward_passes_per_step = {passes}: it must be positive")
-    if groups is None:
-        return
-    if not isinstance(groups, list):
-        if not isinstance(groups, int) or groups < 0:
-            raise ValueError("groups must be a non-negative integer or a list of lists of tensors")
-        return
-    grouped = [tensor for group in groups for tensor in group]
-    if not all(isinstance(tensor, torch.Tensor) for tensor in grouped):
-        raise ValueError("groups must consist of tensors")
-    if len({id(tensor) for tensor in grouped}) < len(grouped):
-        raise ValueError("a parameter can appear only once in groups")
 
 
 def _names(

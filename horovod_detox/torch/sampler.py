@@ -2,7 +2,7 @@
 
 from torch.utils.data import Dataset, DistributedSampler
 
-from horovod_detox.torch.context import group, num_groups
+from horovod_detox.torch.context import context
 
 
 class GroupSampler(DistributedSampler):
@@ -22,8 +22,8 @@ class GroupSampler(DistributedSampler):
     ) -> None:
         super().__init__(
             dataset,
-            num_replicas=num_groups(),
-            rank=group(),
+            num_replicas=context.num_groups(),
+            rank=context.group(),
             shuffle=shuffle,
             seed=seed,
             drop_last=drop_last,

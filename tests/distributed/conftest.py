@@ -1,4 +1,4 @@
-"""Tests on real ranks: `horovodrun -np 4 python -m pytest tests/distributed`, and with 6.
+"""Tests on real ranks: `horovodrun -np 4 python -m pytest tests/distributed/torch`, and with 6.
 
 Every rank runs the same tests in the same order. Rank 0 reports; the others only if they fail.
 """
@@ -7,23 +7,17 @@ import io
 import os
 import sys
 
-import horovod.torch as stock
 import pytest
-import torch
-
-import horovod_detox.torch as hvd
-from horovod_detox import Detox
 
 RANK = int(os.environ.get("HOROVOD_RANK", "0"))
+SIZE = int(os.environ.get("HOROVOD_SIZE", "0"))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    if "HOROVOD_RANK" not in os.environ:
+    if not SIZE:
         raise pytest.UsageError("start these tests with horovodrun -np 4 (and -np 6)")
     config.addinivalue_line("markers", "ranks(n): needs a job of n ranks")
-    torch.set_num_threads(1)
-    stock.init(process_sets="dynamic")
     if RANK:
         config.held_back = io.StringIO()
         config.pluginmanager.get_plugin("terminalreporter")._tw._file = config.held_back
@@ -34,7 +28,7 @@ def pytest_collection_modifyitems(config, items):
     selected, deselected = [], []
     for item in items:
         marker = item.get_closest_marker("ranks")
-        fits = marker is None or stock.size() in marker.args
+        fits = marker is None or SIZE in marker.args
         (selected if fits else deselected).append(item)
     items[:] = selected
     config.hook.pytest_deselected(items=deselected)
@@ -43,14 +37,3 @@ def pytest_collection_modifyitems(config, items):
 def pytest_sessionfinish(session, exitstatus):
     if RANK and exitstatus:
         sys.stderr.write(session.config.held_back.getvalue())
-
-
-@pytest.fixture
-def start():
-    """Return a function that starts a new session of the job: `start(group_size=2, ...)`."""
-
-    def begin(**settings):
-        settings.setdefault("timeout", 60.0)
-        hvd.init(detox=Detox(**settings))
-
-    return begin

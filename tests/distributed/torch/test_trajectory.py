@@ -10,7 +10,7 @@ import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
 from horovod_detox.exchange import EXCHANGES
-from tests.distributed.training import digest, everywhere, model, train
+from tests.distributed.torch.training import digest, everywhere, model, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)

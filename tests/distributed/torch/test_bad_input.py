@@ -10,7 +10,7 @@ from horovod_detox.attacks import Zero
 from horovod_detox.engine import RanksDisagree
 from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.outcome import NoMajority
-from tests.distributed.training import everywhere, loss_of, model, train
+from tests.distributed.torch.training import everywhere, loss_of, model, train
 
 
 def sgd(parameters):

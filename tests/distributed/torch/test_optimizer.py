@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
-from tests.distributed.training import batch, digest, everywhere, loss_of, model, train
+from tests.distributed.torch.training import batch, digest, everywhere, loss_of, model, train
 
 pytestmark = pytest.mark.ranks(4)
 

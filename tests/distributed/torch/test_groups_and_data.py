@@ -8,7 +8,7 @@ import torch
 
 import horovod_detox.torch as hvd
 from horovod_detox.attacks import Zero
-from tests.distributed.training import everywhere, train
+from tests.distributed.torch.training import everywhere, train
 
 
 def test_queries_describe_the_groups(start):

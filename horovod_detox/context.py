@@ -1,0 +1,174 @@
+"""A job as one process sees it: initialisation, and what a script may ask about its groups."""
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.attacks import Attack
+from horovod_detox.config import Detox, Plan
+from horovod_detox.drill import DrilledEngine
+from horovod_detox.engine import Engine
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.faults import Event, FaultReport, Ledger
+from horovod_detox.session import Session, agree
+
+SETUP_TIMEOUT = 300.0
+
+
+class Context:
+    """The session of this process, reached through one of Horovod's frontends.
+
+    Args:
+        hvd: `horovod.torch` or `horovod.tensorflow`.
+        collectives: puts it behind the seam: `collectives(scope, timeout, process_set)`.
+    """
+
+    def __init__(self, hvd: Any, collectives: Callable[[str, float, Any], Collectives]) -> None:
+        self._hvd = hvd
+        self._collectives = collectives
+        self._session: Session | None = None
+        self._engines: Counter[int] = Counter()  # made on each process set, for unique names
+
+    def init(self, *args: Any, detox: Detox | None = None, **kwargs: Any) -> None:
+        """Initialise Horovod and agree on the settings with all ranks.
+
+        Args:
+            *args, **kwargs: as for Horovod's own `init`.
+            detox: the settings, the same on every rank; None: from HOROVOD_DETOX_* variables.
+
+        Raises:
+            ValueError: on every rank, when some rank's settings are wrong or differ from another's.
+        """
+        self._hvd.init(*args, **kwargs)
+        self._session = None
+        everybody = self._hvd.global_process_set
+        self._session = agree(self._collectives("detox.init", SETUP_TIMEOUT, everybody), detox)
+
+    def shutdown(self) -> None:
+        """Shut Horovod down and forget the session."""
+        self._hvd.shutdown()
+        self._session = None
+        self._engines.clear()
+
+    def session(self) -> Session:
+        """Return the session of this process.
+
+        Raises:
+            RuntimeError: when there is none, or the job has another size than it was made for.
+        """
+        if self._session is None:
+            raise RuntimeError(
+                "horovod_detox has not been initialised: call its init(), not that of horovod"
+            )
+        if self._hvd.size() != len(self._session.hosts):
+            raise RuntimeError(
+                f"the job was initialised with {len(self._session.hosts)} ranks and now has "
+                f"{self._hvd.size()}: groups cannot change during a job (elastic resets are not "
+                "supported)"
+            )
+        return self._session
+
+    def engines(self, process_set: Any, attack: Attack | None = None) -> "Engines | None":
+        """Return the maker of one optimizer's engines; None where there is nobody to vote with.
+
+        All ranks of the set call this in the same order.
+
+        Args:
+            process_set: the ranks that train together.
+            attack: what faulty ranks send, for a drill; None: the one of HOROVOD_DETOX_ATTACK.
+        """
+        session = self.session()
+        attack = attack or session.attack
+        if not process_set.included():
+            return None
+        plan = session.plan(process_set.ranks)
+        if plan is None:
+            if attack is not None:
+                warnings.warn("a single process rehearses no attack", stacklevel=4)
+            return None
+        number = self._engines[process_set.process_set_id]
+        self._engines[process_set.process_set_id] += 1
+        scope = f"detox.{process_set.process_set_id}.{number}"
+
+        def collectives(name: str) -> Collectives:
+            return self._collectives(f"{scope}.{name}", session.config.timeout, process_set)
+
+        return Engines(plan, collectives, session.ledger(process_set.ranks), attack)
+
+    def group(self) -> int:
+        """Return the index of this rank's group."""
+        plan = self.session().plan()
+        return plan.groups.of(self._hvd.rank()) if plan else 0
+
+    def group_rank(self) -> int:
+        """Return this rank's position among the members of its group."""
+        plan = self.session().plan()
+        return plan.groups.members[self.group()].index(self._hvd.rank()) if plan else 0
+
+    def group_size(self) -> int:
+        """Return the number of ranks in this rank's group."""
+        plan = self.session().plan()
+        return len(plan.groups.members[self.group()]) if plan else 1
+
+    def num_groups(self) -> int:
+        """Return k, the number of groups."""
+        plan = self.session().plan()
+        return len(plan.groups) if plan else 1
+
+    def fault_report(self, process_set: Any = None) -> FaultReport:
+        """Return the account of faults among the ranks of a set, the same on each of them.
+
+        Args:
+            process_set: None: all ranks.
+        """
+        ranks = (process_set or self._hvd.global_process_set).ranks
+        ledger = self.session().ledger(ranks)
+        return ledger.report() if ledger else FaultReport()
+
+    def on_fault(self, callback: Callable[[Event], None]) -> None:
+        """Call `callback(event)` on this rank for every fault among all ranks from now on."""
+        ledger = self.session().ledger()
+        if ledger:
+            ledger.subscribe(callback)
+
+    def seed_python(self, seed: int) -> int:
+        """Seed python and NumPy by group; return a seed for the framework, also by group."""
+        state = np.random.SeedSequence([seed, self.group()]).generate_state(3)
+        random.seed(int(state[0]))
+        np.random.seed(state[1])
+        return int(state[2])
+
+
+class Engines:
+    """The engines of one optimizer.
+
+    Attributes:
+        plan: groups and rule of the ranks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        collectives: Callable[[str], Collectives],
+        ledger: Ledger | None,
+        attack: Attack | None,
+    ) -> None:
+        self.plan = plan
+        self._collectives = collectives
+        self._ledger = ledger
+        self._attack = attack
+
+    def make(self, name: str) -> Engine:
+        """Make an engine; all ranks make the same ones in the same order."""
+        return Engine(self.plan, self._collectives(name), self._ledger)
+
+    def make_for_gradients(self, name: str = "gradients") -> "Engine | DrilledEngine":
+        """Make an engine that corrupts the copies of faulty ranks, if this is a drill."""
+        engine = self.make(name)
+        if self._attack is None:
+            return engine
+        return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))

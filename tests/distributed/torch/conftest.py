@@ -1,0 +1,25 @@
+"""One job for all torch tests: Horovod cannot start anew in a process."""
+
+import os
+
+import horovod.torch as stock
+import pytest
+import torch
+
+import horovod_detox.torch as hvd
+from horovod_detox import Detox
+
+if "HOROVOD_SIZE" in os.environ:
+    torch.set_num_threads(1)
+    stock.init(process_sets="dynamic")
+
+
+@pytest.fixture
+def start():
+    """Return a function that starts a new session of the job: `start(group_size=2, ...)`."""
+
+    def begin(**settings):
+        settings.setdefault("timeout", 60.0)
+        hvd.init(detox=Detox(**settings))
+
+    return begin
