@@ -1,9 +1,11 @@
-"""NumPy and torch arrays behind one small namespace; imports no framework.
+"""Arrays of NumPy, torch and TensorFlow behind one small namespace; imports no framework.
 
 Arrays in main memory are computed on as NumPy views without a copy, whatever framework made them,
-so all frameworks give the same bits there. Arrays on an accelerator stay where they are.
+so all frameworks give the same bits there. Torch tensors on an accelerator stay where they are;
+TensorFlow's, which cannot be written to, are computed on in main memory.
 """
 
+import math
 import sys
 from functools import cache
 from typing import Any, Protocol, cast
@@ -11,13 +13,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 Array = Any
+ALIGNMENT = 64
 
 
 class Namespace(Protocol):
     """What the aggregators need of a framework beyond operators and indexing.
 
-    To support a framework, write this class for it and name it in `namespace`, `view`,
-    `to_numpy` and `like`.
+    To support another framework's device arrays, write this class for it and name it in
+    `namespace`, `view`, `to_numpy` and `like`.
     """
 
     block: int
@@ -46,7 +49,7 @@ class NumPyNamespace:
     copy = staticmethod(np.copy)
 
     def empty(self, shape: tuple[int, ...], like: np.ndarray, dtype: str) -> np.ndarray:
-        return np.empty(shape, _dtype(dtype))
+        return aligned_empty(shape, dtype)
 
     def cast(self, array: np.ndarray, dtype: str) -> np.ndarray:
         return array.astype(_dtype(dtype), copy=False)
@@ -89,6 +92,14 @@ _numpy = NumPyNamespace()
 _torch_namespace = cache(TorchNamespace)
 
 
+def aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Return an uninitialised array at an address where every framework can compute in place."""
+    size = math.prod(shape) * _dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(_dtype(dtype)).reshape(shape)
+
+
 def namespace(array: Array) -> Namespace:
     """Return the functions that work on this array."""
     return cast(Namespace, _torch_namespace() if _is_torch(array) else _numpy)
@@ -106,15 +117,22 @@ def dtype_name(array: Array) -> str:
 def to_numpy(array: Array) -> np.ndarray:
     """Return a NumPy array of the same shape: a view of main memory, a copy from a device.
 
-    bfloat16 becomes `ml_dtypes.bfloat16`.
+    bfloat16 becomes `ml_dtypes.bfloat16`. The view of a TensorFlow tensor is read-only.
 
     Raises:
-        TypeError: for anything but a NumPy array or a torch tensor.
+        TypeError: for anything but a NumPy array or a tensor of torch or TensorFlow that has
+            values.
     """
     if isinstance(array, np.ndarray):
         return array
+    if _is_tensorflow(array):
+        if not hasattr(array, "numpy"):
+            raise TypeError("a symbolic tensor has no values yet: pass it to tf.numpy_function")
+        return np.asarray(array)
     if not _is_torch(array):
-        raise TypeError(f"expected a NumPy array or a torch tensor, not {type(array).__name__}")
+        raise TypeError(
+            f"expected a NumPy array or a tensor of torch or TensorFlow, not {type(array).__name__}"
+        )
     tensor = array.detach().cpu()
     if dtype_name(tensor) == "bfloat16":
         return tensor.view(sys.modules["torch"].int16).numpy().view(_dtype("bfloat16"))
@@ -122,10 +140,10 @@ def to_numpy(array: Array) -> np.ndarray:
 
 
 def view(array: Array) -> Array:
-    """Return what to compute on: a NumPy view of main memory, or the tensor on its device.
+    """Return what to compute on: a NumPy view of main memory, or the torch tensor on its device.
 
     Raises:
-        TypeError: for anything but a NumPy array or a torch tensor.
+        TypeError: for anything but a NumPy array or a tensor of torch or TensorFlow.
     """
     if _is_torch(array) and array.device.type != "cpu":
         return array.detach()
@@ -134,6 +152,10 @@ def view(array: Array) -> Array:
 
 def like(original: Array, array: Array) -> Array:
     """Return `array` as the kind of `original` and on its device, without a copy if possible."""
+    if _is_tensorflow(original):
+        tensorflow = sys.modules["tensorflow"]
+        with tensorflow.device(original.device):
+            return tensorflow.convert_to_tensor(array)
     if not _is_torch(original) or _is_torch(array):
         return array
     torch = sys.modules["torch"]
@@ -149,6 +171,11 @@ def like(original: Array, array: Array) -> Array:
 def _is_torch(array: Array) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_tensorflow(array: Array) -> bool:
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(array, (tensorflow.Tensor, tensorflow.Variable))
 
 
 @cache

@@ -99,6 +99,11 @@ class Context:
 
         return Engines(plan, collectives, session.ledger(process_set.ranks), attack)
 
+    def collectives(self, scope: str) -> Collectives:
+        """Return the collectives of all ranks, under names that begin with `scope`."""
+        timeout = self.session().config.timeout
+        return self._collectives(scope, timeout, self._hvd.global_process_set)
+
     def group(self) -> int:
         """Return the index of this rank's group."""
         plan = self.session().plan()

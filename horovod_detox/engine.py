@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import Collectives
@@ -69,11 +70,11 @@ class Engine:
         return Memory(self._previous, distrusted)
 
     def _remember(self, outcome: Outcome, words: int) -> None:
-        """Keep what later steps need; all ranks keep the same."""
+        """Keep what later steps need, apart from the update, which its receiver may write to."""
         self._last_dissent |= dict.fromkeys(outcome.verdict.dissenters, self.step)
         self._digest = fingerprint(outcome.update, [(0, words)])[0]
         if self.plan.rule.uses_previous and outcome.is_finite:
-            self._previous = outcome.update
+            self._previous = namespace(outcome.update).copy(outcome.update)
 
 
 class _Agreement:

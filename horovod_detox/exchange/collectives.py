@@ -51,6 +51,15 @@ class Collectives(Protocol):
 class ExchangeTimeout(RuntimeError):
     """A collective was not completed in time: some rank did not take part."""
 
+    @classmethod
+    def after(cls, timeout: float, rank: int, name: str) -> "ExchangeTimeout":
+        """Say who waited, for how long and in which collective."""
+        return cls(
+            f"rank {rank} waited {timeout:g} s for the other ranks in {name!r}: some rank did not "
+            "take part (it is stopped, far behind, or took another path through the script); see "
+            "Detox(timeout=)"
+        )
+
 
 class InProcessCluster:
     """p ranks as threads of one process, with NumPy arrays.

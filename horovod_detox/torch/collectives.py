@@ -83,10 +83,6 @@ class _HorovodHandle:
         deadline = time.monotonic() + timeout
         while not hvd.poll(self._handle):
             if time.monotonic() > deadline:
-                raise ExchangeTimeout(
-                    f"rank {self._collectives.rank} waited {timeout:g} s for the other ranks in "
-                    f"{self._name!r}: some rank did not take part (it is stopped, far behind, or "
-                    "took another path through the script); see Detox(timeout=)"
-                )
+                raise ExchangeTimeout.after(timeout, self._collectives.rank, self._name)
             time.sleep(POLL_SECONDS)
         return self._finish(hvd.synchronize(self._handle))

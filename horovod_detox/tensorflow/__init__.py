@@ -1,0 +1,29 @@
+"""Everything of `horovod.tensorflow`, with DETOX in the place of the gradients' allreduce."""
+
+from horovod.tensorflow import *  # noqa: F403
+
+from horovod_detox.refused import SyncBatchNorm as _SyncBatchNorm
+from horovod_detox.refused import join as join
+from horovod_detox.tensorflow import elastic as elastic
+from horovod_detox.tensorflow.context import context as _context
+from horovod_detox.tensorflow.context import seed_group as seed_group
+from horovod_detox.tensorflow.data import shard as shard
+from horovod_detox.tensorflow.optimizer import DistributedOptimizer as DistributedOptimizer
+from horovod_detox.tensorflow.optimizer import (
+    PartialDistributedOptimizer as PartialDistributedOptimizer,
+)
+from horovod_detox.tensorflow.tape import DistributedGradientTape as DistributedGradientTape
+from horovod_detox.tensorflow.tape import (
+    PartialDistributedGradientTape as PartialDistributedGradientTape,
+)
+from horovod_detox.tensorflow.variables import broadcast_variables as broadcast_variables
+
+SyncBatchNormalization = _SyncBatchNorm
+init = _context.init
+shutdown = _context.shutdown
+group = _context.group
+group_rank = _context.group_rank
+group_size = _context.group_size
+num_groups = _context.num_groups
+fault_report = _context.fault_report
+on_fault = _context.on_fault

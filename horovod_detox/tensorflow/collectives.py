@@ -1,0 +1,208 @@
+"""The collectives of horovod.tensorflow behind the seam."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+from horovod.common.exceptions import HorovodInternalError
+
+from horovod_detox.arrays import aligned_empty
+from horovod_detox.exchange.collectives import ExchangeTimeout, Handle
+
+
+class HorovodCollectives:
+    """The ranks of a process set, under names that begin with `scope`; words are NumPy arrays.
+
+    Horovod's eager operations have no names, so that only one of a kind can be under way. These
+    are nodes of a graph with a session of its own. What is asked for is put together until
+    somebody waits, then sent in one run of the session.
+    """
+
+    def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
+        self.rank = process_set.rank()
+        self.size = process_set.size()
+        self.timeout = timeout
+        self._scope = scope
+        self._process_set = process_set
+        self._buffers: dict[str, np.ndarray] = {}
+        self._pending: list[_PendingHandle] = []
+
+    def allgather(self, name: str, facts: np.ndarray) -> Handle:
+        """Concatenate the ranks' facts: `(n_i,)` of int64 -> `(sum of n_i,)`."""
+        return self._submit(name, hvd.allgather, [facts.copy()])
+
+    def alltoall(self, name: str, parts: Sequence[np.ndarray]) -> Handle:
+        """Send `parts[j]` to rank j; return what came, by sender."""
+        splits = np.array([len(part) for part in parts], dtype=np.int32)
+        words = np.concatenate(parts, out=self._buffer(name, int(splits.sum())))
+
+        def split(result: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+            received, lengths = result
+            return np.split(received, np.cumsum(lengths)[:-1])
+
+        return self._submit(name, hvd.alltoall, [words, splits], split)
+
+    def allreduce(self, name: str, values: np.ndarray) -> Handle:
+        """Add up float64 arrays of the same shape."""
+
+        def shape(sums: np.ndarray) -> np.ndarray:
+            return sums.reshape(values.shape)
+
+        return self._submit(name, hvd.allreduce, [values.flatten()], shape, op=hvd.Sum)
+
+    def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
+        """Overwrite words by those of a rank of the set."""
+        mine = root == self.rank
+        sent = words if mine else self._buffer("broadcast", len(words))  # only its length counts
+
+        def write(received: np.ndarray) -> None:
+            if not mine:
+                words[:] = received
+
+        root_rank = self._process_set.ranks[root]  # Horovod counts roots in the whole job
+        return self._submit(name, hvd.broadcast, [sent], write, root_rank=root_rank)
+
+    def send_pending(self) -> None:
+        """Run all operations that were asked for; hand the results to their handles."""
+        handles, self._pending = self._pending, []
+        run = _graph().callable([handle.operation for handle in handles])
+        feeds = [feed for handle in handles for feed in handle.feeds]
+        results = _in_time(lambda: run(*feeds), self.timeout)
+        if results is None:
+            raise ExchangeTimeout.after(self.timeout, self.rank, handles[0].name)
+        if isinstance(results, tf.errors.OpError):
+            raise HorovodInternalError(results.message)
+        if isinstance(results, BaseException):
+            raise results
+        for handle, result in zip(handles, results, strict=True):
+            handle.complete(result)
+
+    def _submit(
+        self,
+        name: str,
+        operation: Callable[..., Any],
+        feeds: list[np.ndarray],
+        finish: Callable[[Any], Any] = lambda result: result,
+        **attributes: Any,
+    ) -> Handle:
+        node = _graph().operation(
+            f"{self._scope}.{name}",
+            operation,
+            tuple(feed.dtype.name for feed in feeds),
+            process_set=self._process_set,
+            **attributes,
+        )
+        handle = _PendingHandle(self, name, node, feeds, finish)
+        self._pending.append(handle)
+        return handle
+
+    def _buffer(self, name: str, length: int) -> np.ndarray:
+        """Return words that are used again under this name, and that TensorFlow reads in place."""
+        if name not in self._buffers or len(self._buffers[name]) < length:
+            self._buffers[name] = aligned_empty((length,), "int64")
+        return self._buffers[name][:length]
+
+
+class _PendingHandle:
+    """A Horovod operation that is asked for, under way or done."""
+
+    def __init__(
+        self,
+        collectives: HorovodCollectives,
+        name: str,
+        operation: "_Operation",
+        feeds: list[np.ndarray],
+        finish: Callable[[Any], Any],
+    ) -> None:
+        self.name = name
+        self.operation = operation
+        self.feeds = feeds
+        self._collectives = collectives
+        self._finish = finish
+        self._result: tuple[Any, ...] = ()
+
+    def complete(self, result: Any) -> None:
+        self._result = (self._finish(result),)
+
+    def wait(self) -> Any:
+        if not self._result:
+            self._collectives.send_pending()
+        return self._result[0]
+
+
+class _Operation:
+    """A node of the graph, and the placeholders that feed it."""
+
+    def __init__(self, node: Any, feeds: list[Any]) -> None:
+        self.node = node
+        self.feeds = feeds
+
+
+class _Graph:
+    """All operations of this process, each built once, and the session that runs them.
+
+    The session has threads of its own. So an exchange inside `tf.numpy_function` cannot wait for
+    the thread that it keeps busy, however few threads TensorFlow has.
+    """
+
+    def __init__(self) -> None:
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(
+            graph=self._graph,
+            config=tf.compat.v1.ConfigProto(
+                inter_op_parallelism_threads=1,
+                intra_op_parallelism_threads=1,
+                use_per_session_threads=True,
+                device_count={"GPU": 0},
+            ),
+        )
+        self._operations: dict[tuple[Any, ...], _Operation] = {}
+        self._callables: dict[tuple[_Operation, ...], Callable[..., Any]] = {}
+
+    def operation(
+        self, name: str, make: Callable[..., Any], dtypes: tuple[str, ...], **attributes: Any
+    ) -> _Operation:
+        """Return the node of this name and kind; all ranks make nodes in the same order."""
+        key = (name, make, dtypes, *attributes.items())
+        if key not in self._operations:
+            with self._graph.as_default():
+                feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
+                node = make(*feeds, name=name, **attributes)
+            self._operations[key] = _Operation(node, feeds)
+        return self._operations[key]
+
+    def callable(self, operations: list[_Operation]) -> Callable[..., Any]:
+        """Return what runs operations at once: `(*feeds) -> results`."""
+        key = tuple(operations)
+        if key not in self._callables:
+            self._callables[key] = self._session.make_callable(
+                [operation.node for operation in operations],
+                [feed for operation in operations for feed in operation.feeds],
+            )
+        return self._callables[key]
+
+
+_graph = cache(_Graph)
+
+
+def _in_time(work: Callable[[], Any], seconds: float) -> Any:
+    """Return the result of `work()` or its exception; None when it takes longer.
+
+    Horovod itself waits for ever for a rank that does not take part.
+    """
+    results = []
+
+    def attempt() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else None

@@ -1,0 +1,189 @@
+"""From gradients to the update that all ranks share, eagerly or inside a tf.function."""
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from horovod_detox.arrays import like
+from horovod_detox.attacks import Attack
+from horovod_detox.drill import DrilledEngine
+from horovod_detox.engine import Engine
+from horovod_detox.layout import Layout
+from horovod_detox.refused import check_fusion_groups, check_reduction
+from horovod_detox.tensorflow.packing import Packing
+from horovod_detox.tensorflow.variables import native
+
+EngineOf = Callable[[Layout], Engine | DrilledEngine]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Horovod's arguments that tapes and optimizers have in common, with these meanings.
+
+    Attributes:
+        compression: votes are taken on, and aggregated from, the compressed gradients; it must
+            work element by element and be deterministic.
+        sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
+        op: Average, or Sum: the average times the number of groups.
+        gradient_predivide_factor: accepted; without effect, as no sum can overflow on the way.
+        num_groups, groups: accepted and checked; Horovod's fusion groups have no counterpart.
+        process_set: the ranks that train together; groups are formed among them.
+        scale_local_gradients: divide the gradients of local variables by the number of groups.
+        attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
+
+    Raises:
+        ValueError: for what Horovod refuses, and for what cannot work, with the reason.
+    """
+
+    compression: Any = hvd.Compression.none
+    sparse_as_dense: bool = False
+    op: Any = hvd.Average
+    gradient_predivide_factor: float = 1.0
+    num_groups: int = 0
+    groups: Any = None
+    process_set: Any = hvd.global_process_set
+    scale_local_gradients: bool = True
+    attack: Attack | None = None
+
+    def __post_init__(self) -> None:
+        groups = self.groups
+        if self.num_groups:
+            warnings.warn(
+                "num_groups has been replaced by groups and will be removed", DeprecationWarning, 4
+            )
+            groups = self.num_groups if groups is None else groups
+        check_reduction(hvd, self.op, self.gradient_predivide_factor)
+        check_fusion_groups(groups, object)
+
+
+class GradientExchange:
+    """Replace the gradients of some variables by the update.
+
+    Args:
+        reduction: how.
+        groups: k, the number of groups.
+        engine_of: returns the engine for gradients of some layout; None: there is nobody to
+            exchange with.
+    """
+
+    def __init__(self, reduction: Reduction, groups: int, engine_of: EngineOf | None) -> None:
+        self._reduction = reduction
+        self._engine_of = engine_of
+        self._local: set[Any] = set()
+        self._factor = groups if reduction.op == hvd.Sum else 1
+        self._local_factor = 1 / groups if reduction.scale_local_gradients else 1.0
+
+    def register_local(self, variable: Any) -> None:
+        """Keep the gradients of a variable to this rank."""
+        self._local.add(native(variable).ref())
+
+    def is_local(self, variable: Any) -> bool:
+        """Return whether the gradients of a variable stay on this rank."""
+        return native(variable).ref() in self._local
+
+    def __call__(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """Return the update for each variable; None where there is no gradient.
+
+        Args:
+            gradients: tensors, `tf.IndexedSlices` or None, of known shape.
+            variables: what they are the gradients of.
+        """
+        result = list(gradients)
+        shared = []
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            if self.is_local(variables[i]):
+                result[i] = scaled(gradient, self._local_factor)
+            else:
+                shared.append(i)
+        if self._engine_of is None or not shared:
+            return result
+        dense = [_dense(gradients[i], variables[i]) for i in shared]
+        names = [name_of(variables[i], i) for i in shared]
+        packing = Packing(list(zip(names, dense, strict=True)), self._reduction.compression)
+        engine = self._engine_of(packing.layout)
+        update = _exchange(engine, packing.pack(), packing.layout)
+        for i, tensor in zip(shared, packing.unpack(update), strict=True):
+            sparse = isinstance(gradients[i], tf.IndexedSlices)
+            as_dense = self._reduction.sparse_as_dense or not sparse
+            result[i] = scaled(tensor if as_dense else _sparse(tensor), self._factor)
+        return result
+
+
+def scaled(gradient: Any, factor: float) -> Any:
+    """Return a gradient, a tensor or `tf.IndexedSlices`, times a factor."""
+    if factor == 1:
+        return gradient
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(factor, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(factor, gradient.dtype)
+
+
+def _exchange(engine: Engine | DrilledEngine, words: tf.Tensor, layout: Layout) -> tf.Tensor:
+    """Turn the words of this rank's copy into those of the update."""
+    if tf.executing_eagerly():
+        return like(words, engine.exchange(np.asarray(words), layout).update)
+    _refuse_compilation()
+    update = tf.numpy_function(
+        lambda copy: engine.exchange(copy, layout).update,
+        [words],
+        tf.int64,
+        name="horovod_detox_needs_jit_compile_False",
+    )
+    update.set_shape(words.shape)
+    return update
+
+
+def name_of(variable: Any, position: int) -> str:
+    """Name a variable alike on all ranks, whatever else a rank has made before it.
+
+    >>> class Kernel:
+    ...     path = "sequential_2/dense_5/kernel"
+    >>> name_of(Kernel, 3)
+    '3 sequential/dense/kernel'
+    """
+    name = getattr(variable, "path", None) or getattr(variable, "name", None) or "source"
+    return f"{position} {re.sub(r'(_[0-9]+)?(:[0-9]+)?(?=/|$)', '', name)}"
+
+
+def _dense(gradient: Any, variable: Any) -> tf.Tensor:
+    """Return a gradient as a dense tensor of the variable's shape."""
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = variable.shape[0]
+        gradient = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, rows)
+    return tf.ensure_shape(gradient, variable.shape)
+
+
+def _sparse(tensor: tf.Tensor) -> tf.IndexedSlices:
+    """Return the rows that are not zero."""
+    rows = tf.reshape(tensor, [tf.shape(tensor)[0], -1])
+    indices = tf.where(tf.reduce_any(rows != 0, axis=1))[:, 0]
+    return tf.IndexedSlices(tf.gather(tensor, indices), indices, tf.shape(tensor, tf.int64))
+
+
+def _refuse_compilation() -> None:
+    """Refuse to be traced for XLA, which has no operations that talk to other ranks.
+
+    TensorFlow marks the function only after it was traced; so look for it among the callers.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, tf.types.experimental.PolymorphicFunction) and getattr(
+            caller, "_jit_compile", False
+        ):
+            raise ValueError(
+                "gradients cannot be exchanged in a function that XLA compiles, as it has no "
+                "operations that talk to other ranks: use model.compile(..., jit_compile=False), "
+                "or tf.function without jit_compile"
+            )
+        frame = frame.f_back

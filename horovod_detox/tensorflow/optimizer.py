@@ -1,0 +1,215 @@
+"""Keras 3's optimizers with DETOX between the gradients and the step."""
+
+import functools
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import tensorflow as tf
+
+from horovod_detox.attacks import Attack
+from horovod_detox.refused import check_reduction
+from horovod_detox.tensorflow.backend import require_tensorflow
+from horovod_detox.tensorflow.context import context
+from horovod_detox.tensorflow.gradients import GradientExchange, Reduction, scaled
+from horovod_detox.tensorflow.tape import local_weights
+
+
+def DistributedOptimizer(
+    optimizer: Any,
+    name: str | None = None,
+    use_locking: bool = False,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = hvd.Compression.none,
+    sparse_as_dense: bool = False,
+    backward_passes_per_step: int = 1,
+    op: Any = hvd.Average,
+    gradient_predivide_factor: float = 1.0,
+    average_aggregated_gradients: bool = False,
+    num_groups: int = 0,
+    groups: Any = None,
+    process_set: Any = hvd.global_process_set,
+    scale_local_gradients: bool = True,
+    *,
+    attack: Attack | None = None,
+) -> Any:
+    """Turn an optimizer into one that steps with the robust aggregate of all groups' gradients.
+
+    The arguments are those of `horovod.tensorflow.DistributedOptimizer` 0.28, with the meanings
+    told in `Reduction` and below. The optimizer remains of its class, is saved and loaded as such,
+    and works in `model.fit`, through `apply_gradients` and `apply`, eagerly and in a tf.function.
+    Gradients are clipped after the exchange.
+
+    Args:
+        optimizer: of Keras 3, or a `tf.compat.v1.train.Optimizer`; it is changed and returned.
+        name: a new name of the optimizer; None: keep it.
+        use_locking, device_dense, device_sparse: accepted, without effect.
+        backward_passes_per_step: gradients are summed locally over so many calls before they are
+            exchanged, by Keras's gradient accumulation.
+        average_aggregated_gradients: average them over these calls instead of summing them up.
+        attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
+
+    Raises:
+        TypeError: for other optimizers.
+        ValueError: for arguments that Horovod refuses, and for what cannot work, with the reason.
+    """
+    check_reduction(hvd, op, gradient_predivide_factor, backward_passes_per_step)
+    reduction = Reduction(
+        compression,
+        sparse_as_dense,
+        op,
+        gradient_predivide_factor,
+        num_groups,
+        groups,
+        process_set,
+        scale_local_gradients,
+        attack,
+    )
+    engines = context.engines(process_set, attack)
+    if engines is None:
+        exchange = GradientExchange(reduction, 1, None)
+    else:
+        engine = engines.make_for_gradients()
+        exchange = GradientExchange(reduction, len(engines.plan.groups), lambda layout: engine)
+    if isinstance(optimizer, tf.compat.v1.train.Optimizer):
+        return _distribute_v1(optimizer, exchange, backward_passes_per_step)
+    inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    _check_keras(inner)
+    _accumulate(inner, backward_passes_per_step)
+    if name is not None:
+        optimizer.name = name
+    total = 1 if average_aggregated_gradients else backward_passes_per_step
+    inner.detox = KerasGradients(inner, exchange, total)
+    optimizer.register_local_var = exchange.register_local
+    return optimizer
+
+
+def PartialDistributedOptimizer(
+    optimizer: Any, *args: Any, local_layers: Any = None, **kwargs: Any
+) -> Any:
+    """Turn an optimizer into one like `DistributedOptimizer`, but for the weights of some layers.
+
+    Args:
+        optimizer, *args, **kwargs: as for `DistributedOptimizer`.
+        local_layers: a Keras layer, or several, whose gradients stay on this rank.
+    """
+    return keep_local(DistributedOptimizer(optimizer, *args, **kwargs), local_layers)
+
+
+def keep_local(optimizer: Any, layers: Any) -> Any:
+    """Have a distributed optimizer keep the gradients of a layer, or of several, to this rank."""
+    for variable in local_weights(layers):
+        optimizer.register_local_var(variable)
+    return optimizer
+
+
+class KerasGradients:
+    """The place between a Keras optimizer's gradients and its step, taken over for the exchange.
+
+    The class of the optimizer stays what it is: two methods of this one instance are replaced, the
+    last that see the gradients before and after Keras has accumulated them, and before it clips.
+
+    Args:
+        optimizer: of Keras 3; not a LossScaleOptimizer.
+        exchange: turns gradients into the update.
+        factor: what the update is multiplied by.
+    """
+
+    def __init__(self, optimizer: Any, exchange: GradientExchange, factor: int) -> None:
+        self._exchange = exchange
+        self._factor = factor
+        self._variables: list[Any] = []
+        self._exchanged = False
+        self._clip = optimizer._clip_gradients
+        self._apply = optimizer._backend_apply_gradients
+        optimizer._clip_gradients = self._exchange_and_clip
+        optimizer._backend_apply_gradients = self._note_variables
+
+    def exchange_before_scaling(self, scaler: Any, gradients: Any, variables: Any) -> list[Any]:
+        """Return the update for a LossScaleOptimizer, which takes it to be its gradients."""
+        variables = list(variables or scaler._trainable_variables)
+        return self._exchange(list(gradients), variables)
+
+    def step_with_update(self, step: Any) -> None:
+        """Call `step()`, which applies an update that was exchanged already."""
+        self._exchanged = True
+        try:
+            step()
+        finally:
+            self._exchanged = False
+
+    def _note_variables(self, gradients: Any, variables: Any) -> None:
+        self._variables = list(variables)
+        self._apply(gradients, variables)
+
+    def _exchange_and_clip(self, gradients: Any) -> Any:
+        if not self._exchanged:
+            gradients = self._exchange(gradients, self._variables)
+        return self._clip([scaled(gradient, self._factor) for gradient in gradients])
+
+
+def _check_keras(optimizer: Any) -> None:
+    """Refuse what is not an optimizer of Keras 3 on TensorFlow, and wrapping twice."""
+    require_tensorflow()
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            f"{type(optimizer).__name__} is not an optimizer of Keras 3 (keras.optimizers) nor of "
+            "tf.compat.v1.train; with anything else use DistributedGradientTape"
+        )
+    if hasattr(optimizer, "detox"):
+        raise ValueError("the optimizer is distributed already")
+    _patch_loss_scaling(keras.optimizers.LossScaleOptimizer)
+
+
+def _accumulate(optimizer: Any, passes: int) -> None:
+    """Have Keras accumulate the gradients of some calls before each step."""
+    if passes == 1:
+        return
+    if optimizer.gradient_accumulation_steps:
+        raise ValueError(
+            "backward_passes_per_step and the optimizer's gradient_accumulation_steps are the same "
+            "thing: give one of them"
+        )
+    if optimizer.built:
+        raise ValueError("backward_passes_per_step needs an optimizer that has not stepped yet")
+    optimizer.gradient_accumulation_steps = passes
+
+
+def _patch_loss_scaling(cls: Any) -> None:
+    """Have LossScaleOptimizers exchange before they look for overflows.
+
+    A LossScaleOptimizer skips the inner optimizer's step, with the exchange in it, where it finds
+    an overflow; a rank that skips alone would leave the others waiting. `compile` makes it by
+    itself, under the policy mixed_float16; so the class is what can be changed.
+    """
+    apply = cls.apply
+    if hasattr(apply, "exchanges"):
+        return
+
+    @functools.wraps(apply)
+    def exchange_and_apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+        detox = getattr(self.inner_optimizer, "detox", None)
+        if detox is None:
+            return apply(self, grads, trainable_variables)
+        update = detox.exchange_before_scaling(self, grads, trainable_variables)
+        detox.step_with_update(lambda: apply(self, update, trainable_variables))
+
+    exchange_and_apply.exchanges = True  # type: ignore[attr-defined]
+    cls.apply = exchange_and_apply
+
+
+def _distribute_v1(optimizer: Any, exchange: GradientExchange, passes: int) -> Any:
+    """Turn an optimizer of TensorFlow 1 into one whose `compute_gradients` exchanges."""
+    if passes != 1:
+        raise ValueError("backward_passes_per_step works with optimizers of Keras 3 only")
+    compute = optimizer.compute_gradients
+
+    def compute_gradients(*args: Any, **kwargs: Any) -> list[tuple[Any, Any]]:
+        """Compute the aggregate of all groups' gradients: (gradient, variable) pairs."""
+        gradients, variables = zip(*compute(*args, **kwargs), strict=True)
+        return list(zip(exchange(gradients, variables), variables, strict=True))
+
+    optimizer.compute_gradients = compute_gradients
+    optimizer.register_local_var = exchange.register_local
+    return optimizer

@@ -1,0 +1,160 @@
+"""tf.GradientTape with DETOX in the place of allreduce."""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+from horovod_detox.attacks import Attack
+from horovod_detox.context import Engines
+from horovod_detox.drill import DrilledEngine
+from horovod_detox.engine import Engine
+from horovod_detox.layout import Layout
+from horovod_detox.session import Session
+from horovod_detox.tensorflow.context import context
+from horovod_detox.tensorflow.gradients import GradientExchange, Reduction
+
+_shared: "WeakKeyDictionary[Session, dict[Any, _Engines | None]]" = WeakKeyDictionary()
+
+
+def DistributedGradientTape(
+    gradtape: tf.GradientTape,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Any = hvd.Compression.none,
+    sparse_as_dense: bool = False,
+    op: Any = hvd.Average,
+    gradient_predivide_factor: float = 1.0,
+    num_groups: int = 0,
+    groups: Any = None,
+    process_set: Any = hvd.global_process_set,
+    scale_local_gradients: bool = True,
+    *,
+    attack: Attack | None = None,
+) -> Any:
+    """Turn a tape into one whose `gradient()` is the robust aggregate of all groups' gradients.
+
+    The arguments are those of `horovod.tensorflow.DistributedGradientTape` 0.28, with the meanings
+    told in `Reduction`; the device is that of the gradients. Use it eagerly or in a tf.function,
+    with variables of TensorFlow or Keras 3.
+
+    Args:
+        gradtape: the tape; it is changed and returned.
+        attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
+
+    Raises:
+        ValueError: for arguments that Horovod refuses, and for what cannot work, with the reason.
+    """
+    reduction = Reduction(
+        compression,
+        sparse_as_dense,
+        op,
+        gradient_predivide_factor,
+        num_groups,
+        groups,
+        process_set,
+        scale_local_gradients,
+        attack,
+    )
+    base = type(gradtape)
+    tape: Any = gradtape
+    tape.__class__ = type(base.__name__, (base,), dict(vars(_DistributedGradientTape)))
+    engines = _engines_of(reduction)
+    tape._exchange = GradientExchange(reduction, engines.groups if engines else 1, engines)
+    return tape
+
+
+def PartialDistributedGradientTape(
+    gradtape: tf.GradientTape, *args: Any, local_layers: Any = None, **kwargs: Any
+) -> Any:
+    """Turn a tape into one like `DistributedGradientTape`, but for the weights of some layers.
+
+    Args:
+        gradtape, *args, **kwargs: as for `DistributedGradientTape`.
+        local_layers: a Keras layer, or several, whose gradients stay on this rank.
+    """
+    tape = DistributedGradientTape(gradtape, *args, **kwargs)
+    for variable in local_weights(local_layers):
+        tape.register_local_source(variable)
+    return tape
+
+
+class _DistributedGradientTape(tf.GradientTape):
+    """The methods that replace those of the tape's class.
+
+    `super(self.__class__, self)` is the tape's own class, one level deep, as in Horovod.
+    """
+
+    _exchange: GradientExchange
+
+    def register_local_source(self, source: Any) -> None:
+        """Keep the gradients of a variable to this rank."""
+        self._exchange.register_local(source)
+
+    def gradient(  # type: ignore[override]  # Horovod's, whose fourth argument is another
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        use_generic_names: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Return the aggregate of all groups' gradients, in the structure of `sources`.
+
+        Args:
+            target, sources, output_gradients, **kwargs: as for `tf.GradientTape.gradient`.
+            use_generic_names: accepted; names never depend on a rank.
+        """
+        gradients = super(self.__class__, self).gradient(
+            target, sources, output_gradients, **kwargs
+        )
+        update = self._exchange(tf.nest.flatten(gradients), tf.nest.flatten(sources))
+        return tf.nest.pack_sequence_as(sources, update)
+
+    def get_local_and_global_gradients(
+        self, target: Any, sources: Sequence[Any], *args: Any, **kwargs: Any
+    ) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]]]:
+        """Return (source, gradient) pairs: those of local sources, then those of all others."""
+        pairs = list(zip(sources, self.gradient(target, sources, *args, **kwargs), strict=True))
+        local = [pair for pair in pairs if self._exchange.is_local(pair[0])]
+        return local, [pair for pair in pairs if not self._exchange.is_local(pair[0])]
+
+
+class _Engines:
+    """The engines of all tapes of a session: scripts wrap a new tape in every step.
+
+    Each set of variables has an engine of its own, as each optimizer has.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self.groups = len(engines.plan.groups)
+        self._engines = engines
+        self._by_layout: dict[Layout, Engine | DrilledEngine] = {}
+
+    def __call__(self, layout: Layout) -> Engine | DrilledEngine:
+        if layout not in self._by_layout:
+            name = f"gradients.{len(self._by_layout)}"
+            self._by_layout[layout] = self._engines.make_for_gradients(name)
+        return self._by_layout[layout]
+
+
+def _engines_of(reduction: Reduction) -> _Engines | None:
+    """Return the engines of the session's tapes; None where there is nobody to vote with."""
+    shared = _shared.setdefault(context.session(), {})
+    key = (reduction.process_set.process_set_id, reduction.attack)
+    if key not in shared:
+        engines = context.engines(reduction.process_set, reduction.attack)
+        shared[key] = _Engines(engines) if engines else None
+    return shared[key]
+
+
+def local_weights(layers: Any) -> list[Any]:
+    """Return the trainable weights of a Keras layer, or of several; of none for None."""
+    if layers is None:
+        return []
+    layers = layers if isinstance(layers, (list, tuple, set)) else [layers]
+    if not all(isinstance(layer, tf.keras.layers.Layer) for layer in layers):
+        raise ValueError("local_layers must be Keras layers")
+    return [variable for layer in layers for variable in layer.trainable_weights]

@@ -1,0 +1,34 @@
+"""One job for all TensorFlow tests: Horovod cannot start anew in a process."""
+
+import os
+
+import horovod.tensorflow as stock
+import keras
+import pytest
+import tensorflow as tf
+
+import horovod_detox.tensorflow as hvd
+from horovod_detox import Detox
+
+if "HOROVOD_SIZE" in os.environ:
+    # With one thread between operations, an exchange that waited for another would never end.
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    stock.init(process_sets="dynamic")
+
+
+@pytest.fixture(autouse=True)
+def fresh_names():
+    """Forget the names and seeds of earlier tests."""
+    keras.utils.clear_session()
+
+
+@pytest.fixture
+def start():
+    """Return a function that starts a new session of the job: `start(group_size=2, ...)`."""
+
+    def begin(**settings):
+        settings.setdefault("timeout", 60.0)
+        hvd.init(detox=Detox(**settings))
+
+    return begin

@@ -1,0 +1,184 @@
+"""The promise, on real ranks: liars change no bit of the trajectory and are named."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import horovod_detox.tensorflow as hvd
+from horovod_detox import attacks
+from horovod_detox.aggregators import AGGREGATORS, by_name
+from horovod_detox.exchange import EXCHANGES
+from tests.distributed.tensorflow.training import (
+    BATCH,
+    WAYS,
+    adam,
+    batches,
+    digest,
+    everywhere,
+    fit,
+    loss_function,
+    model,
+    sgd,
+    train,
+)
+
+PARAMETERS = {"centered_clipping": "(radius=0.1)"}
+OUTERS = {name: name + PARAMETERS.get(name, "") for name in sorted(AGGREGATORS)}
+TWO_VOTES = [name for name, spec in OUTERS.items() if by_name(spec).max_f(2) >= 0]
+# A flipped label changes the gradient before the group computes its copies.
+GRADIENT_ATTACKS = sorted(attacks.ATTACKS.keys() - {"label_flip"})
+
+fair_runs: dict[tuple[str, str], str] = {}
+
+
+def fair_run(start, outer, make_optimizer=sgd):
+    """Return the digest of the run without liars."""
+    key = (outer, make_optimizer.__name__)
+    if key not in fair_runs:
+        start(group_size=3, outer=OUTERS[outer])
+        fair_runs[key] = digest(train(make_optimizer))
+        assert hvd.fault_report().dissents == {}
+        assert set(everywhere(fair_runs[key])) == {fair_runs[key]}
+    return fair_runs[key]
+
+
+def check_masked(start, attack, outer="median", make_optimizer=sgd, way="fit", steps=20):
+    expected = fair_run(start, outer, make_optimizer)
+    start(group_size=3, outer=OUTERS[outer])
+    network = train(make_optimizer, way=way, attack=attack)
+    assert set(everywhere(digest(network))) == {expected}
+    assert hvd.fault_report().dissents == dict.fromkeys(attack.ranks, steps)
+    assert everywhere(hvd.fault_report()) == [hvd.fault_report()] * hvd.size()
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_every_attack_is_masked(start, name):
+    # Groups (0, 2, 4) and (1, 3, 5): one liar in each. Rank 4 mimicking rank 0 would be no lie.
+    ranks = (1,) if name == "mimic" else (1, 4)
+    steps = 19 if name == "stale" else 20  # in the first step there is nothing older to send
+    check_masked(start, attacks.by_name(name, ranks=ranks), steps=steps)
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("make_optimizer", [sgd, adam])
+@pytest.mark.parametrize("outer", TWO_VOTES)
+def test_every_rule_for_two_votes_is_masked(start, outer, make_optimizer):
+    check_masked(start, attacks.Reverse(scale=100, ranks=(0, 5)), outer, make_optimizer)
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("make_optimizer", [sgd, adam])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_train_has_the_same_trajectory(start, way, make_optimizer):
+    """Keras's fit, loops with the optimizer and loops with the tape, eagerly and traced."""
+    attack = attacks.BitFlip(count=3, ranks=(2, 3))
+    check_masked(start, attack, way=way, make_optimizer=make_optimizer)
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_every_exchange_has_the_same_trajectory(start, exchange):
+    expected = fair_run(start, "median")
+    start(group_size=3, exchange=exchange)
+    network = train(attack=attacks.Gaussian(ranks=(2, 3)))
+    assert hvd.fault_report().dissents == {2: 20, 3: 20}
+    assert set(everywhere(digest(network))) == {expected}
+
+
+@pytest.mark.ranks(6)
+def test_without_the_vote_the_same_attack_changes_the_trajectory(start):
+    """Show that the tests above can fail."""
+    expected = fair_run(start, "mean")
+    start(group_size=1, outer="mean")
+    network = train(shard=hvd.rank() % 2, attack=attacks.Reverse(scale=100, ranks=(1, 4)))
+    assert digest(network) != expected
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("make_optimizer", [sgd, adam])
+@pytest.mark.parametrize("way", WAYS)
+def test_plain_averaging_equals_averaging_by_hand(start, way, make_optimizer):
+    start(group_size=1, outer="mean")
+    network = train(make_optimizer, way=way)
+    for ours, theirs in zip(network.weights, by_hand(make_optimizer()).weights, strict=True):
+        difference = np.abs(np.asarray(ours) - np.asarray(theirs)).max()
+        assert difference <= 1e-6 * np.abs(np.asarray(theirs)).max()
+
+
+def by_hand(optimizer, steps=20):
+    """Train on the batches of all ranks, without Horovod."""
+    network = model()
+    data = [batches(steps, shard) for shard in range(hvd.size())]
+    for step in range(steps):
+        rows = slice(step * BATCH, (step + 1) * BATCH)
+        by_shard = []
+        for inputs, labels in data:
+            with tf.GradientTape() as tape:
+                loss = loss_function(labels[rows], network(inputs[rows]))
+            by_shard.append(tape.gradient(loss, network.trainable_variables))
+        mean = [tf.add_n(gradients) / hvd.size() for gradients in zip(*by_shard, strict=True)]
+        optimizer.apply(mean, network.trainable_variables)
+    return network
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_fit_keeps_replicas_with_different_data_in_sync(start, run_eagerly):
+    """Stock Horovod does not: its optimizers never see the gradients of Keras 3."""
+    import horovod.tensorflow.keras as stock
+
+    start(group_size=2, outer="mean")
+    ours = fit(hvd.DistributedOptimizer(sgd()), 10, hvd.group(), run_eagerly=run_eagerly)
+    assert len(set(everywhere(digest(ours)))) == 1
+    theirs = fit(stock.DistributedOptimizer(sgd()), 10, hvd.group(), run_eagerly=run_eagerly)
+    assert len(set(everywhere(digest(theirs)))) == hvd.num_groups()
+
+
+@pytest.mark.ranks(4)
+def test_in_groups_of_two_a_fault_is_found_and_nobody_is_blamed(start):
+    start(group_size=2, outer="mean")  # groups (0, 2) and (1, 3)
+    network = train(attack=attacks.BitFlip(ranks=(3,), steps=(4, 6)))
+    report = hvd.fault_report()
+    assert (report.dissents, report.abstentions) == ({}, {1: 2})
+    assert [(event.step, event.ranks) for event in report.events] == [(4, (1, 3)), (5, (1, 3))]
+    assert len(set(everywhere(digest(network)))) == 1
+
+
+@pytest.mark.ranks(4)
+def test_steps_per_execution(start):
+    start(group_size=4)
+    expected = digest(train())
+    start(group_size=4)
+    optimizer = hvd.DistributedOptimizer(sgd(), attack=attacks.NaN(ranks=(2,)))
+    network = fit(optimizer, 20, 0, steps_per_execution=5)
+    assert digest(network) == expected
+    assert hvd.fault_report().dissents == {2: 20}
+
+
+@pytest.mark.ranks(4)
+def test_convolutions_dropout_and_batch_normalisation(start):
+    """The layers that have states of their own, or kernels that might not be deterministic."""
+    start(group_size=2, outer="mean")
+    hvd.seed_group(5)
+    network = keras.Sequential(
+        [
+            keras.layers.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    hvd.broadcast_variables(network.weights, root_rank=0)
+    images = np.random.default_rng(hvd.group()).standard_normal((64, 8, 8, 1)).astype(np.float32)
+    network.compile(hvd.DistributedOptimizer(adam()), loss_function)
+    network.fit(images, np.arange(64) % 3, batch_size=16, verbose=0)
+    assert hvd.fault_report().steps == 4
+    assert hvd.fault_report().abstentions == {}
+    weights = [np.asarray(variable).tobytes() for variable in network.trainable_variables]
+    assert everywhere(weights) == [weights] * hvd.size()
