@@ -16,6 +16,7 @@ from horovod_detox.aggregators import (
     by_name,
     gram_matrix,
 )
+from horovod_detox.arrays import dtype_name, to_numpy
 from horovod_detox.specs import build
 from tests import definitions
 from tests.votes import PRE_CASES, RULE_CASES, bits, draw, few_examples, grid_votes, normal_votes
@@ -196,6 +197,22 @@ def test_torch_gives_the_bits_of_numpy(name, parameters, dtype):
     on_device = rule.reduce(tensors, lambda values, reference: gram)
     assert isinstance(on_device, torch.Tensor)
     assert bits(on_device.numpy()) == bits(rule.reduce(votes, lambda values, reference: gram))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@every_rule
+def test_all_frameworks_give_the_same_bits(name, parameters, dtype):
+    torch, tf = pytest.importorskip("torch"), pytest.importorskip("tensorflow")
+    rule, votes = by_name(name, **parameters), draw(15, 2000, dtype="float64")
+    votes[3] = -votes[3]
+    votes[7, 5] = np.nan
+    of_torch = rule(torch.from_numpy(votes).to(getattr(torch, dtype)))
+    of_tensorflow = rule(tf.cast(tf.constant(votes), dtype))
+    assert isinstance(of_tensorflow, tf.Tensor)
+    assert of_tensorflow.dtype.name == dtype == dtype_name(of_torch)
+    assert bits(to_numpy(of_tensorflow)) == bits(to_numpy(of_torch))
+    of_numpy = rule(to_numpy(tf.cast(tf.constant(votes), dtype)))
+    assert bits(to_numpy(of_tensorflow)) == bits(of_numpy)
 
 
 @every_rule

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from horovod_detox.arrays import dtype_name, like, namespace, to_numpy, view
+from horovod_detox.arrays import aligned_empty, dtype_name, like, namespace, to_numpy, view
 from tests.votes import bits
 
 
@@ -69,7 +69,7 @@ def test_a_tensor_on_a_device_stays_there(torch):
 
 def test_other_objects_are_refused():
     for make in (to_numpy, view):
-        with pytest.raises(TypeError, match="a NumPy array or a torch tensor, not list"):
+        with pytest.raises(TypeError, match="a tensor of torch or TensorFlow, not list"):
             make([1.0])
 
 
@@ -94,3 +94,44 @@ def test_namespaces_agree(torch, dtype):
     copy = theirs.copy(s)
     copy[0] = 0
     assert s[0].any()
+
+
+@pytest.fixture
+def tf():
+    return pytest.importorskip("tensorflow")
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "int64", "int32", "uint8", "bool"]
+)
+def test_tensorflow_tensors_become_views_and_return(tf, dtype):
+    tensor = tf.cast(tf.reshape(tf.range(6), (2, 3)), dtype)
+    for kind in (tensor, tf.Variable(tensor)):
+        array = to_numpy(kind)
+        assert array.dtype.name == dtype == dtype_name(array)
+        assert array.astype(float).tolist() == tf.cast(tensor, "float64").numpy().tolist()
+        assert view(kind).tolist() == array.tolist()
+    assert np.shares_memory(to_numpy(tensor), view(tensor))
+    back = like(tensor, np.array(to_numpy(tensor)))
+    assert isinstance(back, tf.Tensor)
+    assert back.dtype.name == dtype
+    assert to_numpy(back).tolist() == to_numpy(tensor).tolist()
+
+
+def test_symbolic_tensors_are_refused(tf):
+    @tf.function
+    def aggregate(votes):
+        with pytest.raises(TypeError, match=r"has no values yet: pass it to tf\.numpy_function"):
+            to_numpy(votes)
+
+    aggregate(tf.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bfloat16", "float64"])
+def test_uninitialised_arrays_are_aligned(dtype):
+    for shape in [(), (1,), (1000,), (3, 1001)]:
+        array = aligned_empty(shape, dtype)
+        assert (array.shape, array.dtype.name) == (shape, dtype)
+        assert array.ctypes.data % 64 == 0
+        array[...] = 1
+    assert aligned_empty((3, 0), dtype).shape == (3, 0)

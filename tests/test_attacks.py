@@ -553,6 +553,13 @@ def test_label_flip_keeps_torch_tensors():
     assert flipped.tolist() == [2, 1, 0]
 
 
+def test_label_flip_keeps_tensorflow_tensors():
+    tf = pytest.importorskip("tensorflow")
+    flipped = LabelFlip(3).labels(tf.constant([0, 1, 2], tf.uint8))
+    assert flipped.dtype == tf.uint8
+    assert flipped.numpy().tolist() == [2, 1, 0]
+
+
 def test_drill_flips_labels_only_of_faulty_ranks_and_steps():
     attack = LabelFlip(10, ranks=(1,), steps=(5, 6))
     groups = uniform_groups(3, 3)

@@ -21,6 +21,7 @@ if "HOROVOD_SIZE" in os.environ:
 def fresh_names():
     """Forget the names and seeds of earlier tests."""
     keras.utils.clear_session()
+    tf.random.set_seed(0)
 
 
 @pytest.fixture

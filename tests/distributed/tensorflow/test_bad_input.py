@@ -1,0 +1,113 @@
+"""Bad input is a clear error on every rank, within seconds; ranks stay in step after it."""
+
+import horovod.tensorflow as stock
+import keras
+import pytest
+import tensorflow as tf
+
+import horovod_detox.tensorflow as hvd
+from horovod_detox import Detox
+from horovod_detox.engine import RanksDisagree
+from horovod_detox.exchange.collectives import ExchangeTimeout
+from horovod_detox.exchange.outcome import NoMajority
+from tests.distributed.tensorflow.training import everywhere, fit, sgd
+
+pytestmark = pytest.mark.ranks(4)
+
+
+@pytest.fixture(autouse=True)
+def still_together():
+    """Check after every error that the ranks are alive and in step."""
+    yield
+    assert stock.allgather_object(stock.rank(), name="together") == list(range(stock.size()))
+
+
+def exchange(gradient, variable=None):
+    """Exchange a gradient eagerly."""
+    variable = tf.Variable(tf.zeros(gradient.shape)) if variable is None else variable
+    optimizer = hvd.DistributedOptimizer(sgd())
+    optimizer.apply([gradient], [variable])
+    return variable
+
+
+def test_groups_that_do_not_fit():
+    with pytest.raises(ValueError, match="4 ranks cannot form a group of 9"):
+        hvd.init(detox=Detox(group_size=9))
+    with pytest.raises(RuntimeError, match="has not been initialised"):
+        hvd.group()
+
+
+def test_settings_that_differ_name_the_field_and_the_ranks():
+    outer = "mean" if stock.rank() == 2 else "median"
+    with pytest.raises(
+        ValueError, match="outer is 'median' on ranks 0, 1, 3 but 'mean' on ranks 2"
+    ):
+        hvd.init(detox=Detox(group_size=2, outer=outer))
+
+
+def test_settings_and_attack_from_the_environment(monkeypatch):
+    monkeypatch.setenv("HOROVOD_DETOX_GROUP_SIZE", "4")
+    monkeypatch.setenv("HOROVOD_DETOX_ATTACK", "reverse(scale=10)@2")
+    hvd.init()
+    fit(hvd.DistributedOptimizer(sgd()), 3, 0)
+    assert hvd.fault_report().dissents == {2: 3}
+
+
+def test_variables_that_differ_between_ranks(start):
+    start(group_size=2)
+    with pytest.raises(
+        RanksDisagree, match=r"rank 0 has .* \[1\] float32 where rank 1 has .* \[2\]"
+    ):
+        exchange(tf.ones(2 if hvd.rank() else 1))
+
+
+def test_no_majority_in_any_group(start):
+    start(group_size=2)
+    with pytest.raises(NoMajority, match=r"every group lost its majority.*seed_group"):
+        exchange(tf.fill([3], float(hvd.rank())))
+
+
+def test_an_error_inside_fit_says_what_to_do(start):
+    """TensorFlow wraps the errors of traced functions; what they say must survive."""
+    start(group_size=2)
+    with pytest.raises(
+        tf.errors.UnknownError, match=r"NoMajority: .*every group lost its majority"
+    ):
+        fit(hvd.DistributedOptimizer(sgd()), 2, shard=hvd.rank())
+
+
+def test_no_gradient_at_all(start):
+    start(group_size=2)
+    optimizer = hvd.DistributedOptimizer(sgd())
+    with pytest.raises(ValueError, match="No gradients provided"):
+        optimizer.apply([None], [tf.Variable([0.0])])
+
+
+def test_gradients_of_integers_are_refused(start):
+    start(group_size=2)
+    optimizer = hvd.DistributedOptimizer(sgd())
+    with pytest.raises(ValueError, match="is of complex64: gradients are of float16"):
+        optimizer.apply([tf.ones(2, tf.complex64)], [tf.Variable(tf.zeros(2, tf.complex64))])
+
+
+def test_a_rank_that_stays_away_ends_the_wait(start):
+    start(group_size=2, timeout=3.0)
+    optimizer, variable = hvd.DistributedOptimizer(sgd()), tf.Variable([0.0])
+    optimizer.build([variable])
+    if hvd.rank() != 1:
+        with pytest.raises(ExchangeTimeout, match="some rank did not take part"):
+            optimizer.apply([tf.ones(1)], [variable])
+    everywhere("all have waited")
+    if hvd.rank() == 1:  # now it comes, and finds the others gone ahead
+        with pytest.raises((ExchangeTimeout, RanksDisagree)):
+            optimizer.apply([tf.ones(1)], [variable])
+
+
+def test_an_unbuilt_model_cannot_be_broadcast(start):
+    import horovod_detox.keras as hvdk
+
+    start(group_size=2)
+    callback = hvdk.callbacks.BroadcastGlobalVariablesCallback(0)
+    callback.set_model(keras.Sequential([keras.layers.Dense(1)]))
+    with pytest.raises(ValueError, match=r"model\.build"):
+        callback.on_train_begin()
