@@ -20,14 +20,21 @@ installed := $(venv)/installed-$(subst ==,-,$(subst $() ,-,$(requirements)))
 pip := $(venv)/bin/python -m pip --disable-pip-version-check
 horovodrun := $(venv)/bin/horovodrun --gloo
 # The ranks of a job share the processors: one thread each.
-job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2
+job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 TF_ENABLE_ONEDNN_OPTS=0
 distributed_tests := $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
 
-.PHONY: help setup demo test lint format clean
+# Run an example on 6 ranks, without the launcher's labels.
+show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 900 \
+    $(horovodrun) -np 6 $(venv)/bin/python $(1) --compare \
+    2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
+    | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
+
+.PHONY: help setup demo demo-tf test lint format clean
 
 help:
 	@echo "make setup    install everything into $(venv), Horovod included"
 	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
+	@echo "make demo-tf  the same with Keras"
 	@echo "make test     run all tests, in one process and on 4 and 6 ranks"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
@@ -47,10 +54,10 @@ $(installed): pyproject.toml setup.py tools/build_horovod.py $(wildcard tools/cm
 	@touch $@
 
 demo: $(installed)
-	@set -o pipefail; $(job_environment) TF_ENABLE_ONEDNN_OPTS=0 timeout --foreground --kill-after=30 900 \
-	    $(horovodrun) -np 6 $(venv)/bin/python examples/torch/digits.py --compare \
-	    2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
-	    | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
+	@$(call show,examples/torch/digits.py)
+
+demo-tf: $(installed)
+	@$(call show,examples/tf/digits.py)
 
 test: $(installed)
 	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest

@@ -155,6 +155,9 @@ def like(original: Array, array: Array) -> Array:
     if _is_tensorflow(original):
         tensorflow = sys.modules["tensorflow"]
         with tensorflow.device(original.device):
+            if array.dtype.kind in "iuf" and array.flags.writeable and _is_aligned(array):
+                dlpack = tensorflow.experimental.dlpack
+                return tensorflow.identity(dlpack.from_dlpack(array.__dlpack__()))
             return tensorflow.convert_to_tensor(array)
     if not _is_torch(original) or _is_torch(array):
         return array
@@ -166,6 +169,10 @@ def like(original: Array, array: Array) -> Array:
     else:
         tensor = torch.from_numpy(array)
     return tensor.to(original.device)
+
+
+def _is_aligned(array: np.ndarray) -> bool:
+    return array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
 
 
 def _is_torch(array: Array) -> bool:

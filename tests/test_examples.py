@@ -19,7 +19,7 @@ from horovod_detox.groups import Groups
 torch: Any = pytest.importorskip("torch")
 
 FOLDER = Path(__file__).parent.parent / "examples" / "torch"
-MODULES = ("common", "data", "models", "fashion_mnist")
+MODULES = ("comparison", "idx", "common", "data", "models", "fashion_mnist")
 IMAGES = np.arange(5 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(5, 28, 28)
 LABELS = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
 
@@ -28,6 +28,7 @@ LABELS = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
 def examples() -> Iterator[dict[str, ModuleType]]:
     """Import the modules of the examples as the scripts do: by their bare names."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER.parent)
         patch.syspath_prepend(FOLDER)
         yield {name: importlib.import_module(name) for name in MODULES}
     for name in MODULES:
@@ -44,18 +45,23 @@ def data(examples: dict[str, ModuleType]) -> ModuleType:
     return examples["data"]
 
 
+@pytest.fixture
+def idx_files(examples: dict[str, ModuleType]) -> ModuleType:
+    return examples["idx"]
+
+
 def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 @pytest.mark.parametrize("array", [IMAGES, LABELS], ids=["images", "labels"])
 def test_idx_files_are_read_packed_or_not(
-    data: ModuleType, tmp_path: Path, array: np.ndarray
+    idx_files: ModuleType, tmp_path: Path, array: np.ndarray
 ) -> None:
     (tmp_path / "plain").write_bytes(idx(array))
     (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(array)))
     for name in ("plain", "packed.gz"):
-        read = data.read_idx(tmp_path / name)
+        read = idx_files.read_idx(tmp_path / name)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, array)
 
@@ -74,11 +80,11 @@ def test_idx_files_are_read_packed_or_not(
     ids=["other format", "floats", "empty", "stub", "no shape", "cut off", "too long"],
 )
 def test_a_file_that_is_not_idx_is_refused(
-    data: ModuleType, tmp_path: Path, content: bytes, message: str
+    idx_files: ModuleType, tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        data.read_idx(tmp_path / "file")
+        idx_files.read_idx(tmp_path / "file")
 
 
 @pytest.mark.parametrize("inside", [".", "FashionMNIST/raw"])
@@ -223,3 +229,25 @@ def test_the_verdict_on_a_comparison(
     held, found = common.verdict(attacked, reference)
     assert held == holds
     assert re.search(words, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "parameters"),
+    [
+        ("cnn", 10, (28, 28, 1), 61_654),
+        ("resnet18", 10, (32, 32, 3), 11_173_962),
+        ("vgg13_bn", 100, (32, 32, 3), 9_462_180),
+    ],
+)
+def test_keras_networks_are_those_of_torch(
+    name: str, classes: int, shape: tuple[int, ...], parameters: int
+) -> None:
+    pytest.importorskip("tensorflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER.parent / "tf")
+        models = importlib.import_module("models")
+    sys.modules.pop("models")
+    model = models.MODELS[name](classes)
+    trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    assert trained == parameters
+    assert model(np.zeros((2, *shape), np.float32)).shape == (2, classes)

@@ -8,19 +8,7 @@ import sys
 
 import horovod.torch
 import torch
-from common import (
-    Run,
-    attack_of,
-    close,
-    compare,
-    conclude,
-    flags,
-    groups,
-    lie,
-    poison_of,
-    progress,
-    say,
-)
+from common import Run, flags, job, lie
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -32,8 +20,7 @@ from horovod_detox import Detox
 
 def main() -> int:
     args = flags("Digits with Horovod and DETOX", epochs=10, batch_size=48, lr=0.05).parse_args()
-    runs = compare(args, train) if args.compare else [train(args)]
-    return close(args, runs)
+    return job.run(args, train)
 
 
 def train(args: argparse.Namespace) -> Run:
@@ -43,7 +30,7 @@ def train(args: argparse.Namespace) -> Run:
             group_size=args.group_size, inner=args.inner, outer=args.outer, buckets=args.buckets
         )
     )
-    attack = attack_of(args)
+    attack = job.attack_of(args)
 
     # The ranks of a group work on the same batches; for plain Horovod, each on its own.
     train_set, test_set = digits()
@@ -61,7 +48,7 @@ def train(args: argparse.Namespace) -> Run:
 
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
     if plain:
-        lie(model.parameters(), attack, hvd.rank(), groups())
+        lie(model.parameters(), attack, hvd.rank(), job.groups())
         optimizer = horovod.torch.DistributedOptimizer(
             optimizer, named_parameters=model.named_parameters()
         )
@@ -70,8 +57,8 @@ def train(args: argparse.Namespace) -> Run:
             optimizer, named_parameters=model.named_parameters(), attack=attack
         )
 
-    poison = poison_of(args)
-    for epoch in progress(range(args.epochs), args.method):
+    poison = job.poison_of(args)
+    for epoch in job.progress(range(args.epochs), args.method):
         sampler.set_epoch(epoch)
         model.train()
         for images, labels in loader:
@@ -80,8 +67,8 @@ def train(args: argparse.Namespace) -> Run:
             optimizer.step()
 
     if not plain:
-        say(hvd.fault_report())
-    return conclude(args, model, accuracy(model, test_set))
+        job.say(hvd.fault_report())
+    return job.conclude(args, model, accuracy(model, test_set))
 
 
 def network() -> nn.Sequential:

@@ -13,19 +13,7 @@ from typing import Any
 
 import horovod.torch
 import torch
-from common import (
-    Run,
-    attack_of,
-    close,
-    compare,
-    conclude,
-    flags,
-    groups,
-    lie,
-    poison_of,
-    progress,
-    say,
-)
+from common import Run, flags, job, lie
 from data import CLASSES, download, load, locate
 from models import MODELS
 from torch import nn
@@ -50,8 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = parser().parse_args()
-    runs = compare(args, train) if args.compare else [train(args)]
-    return close(args, runs)
+    return job.run(args, train)
 
 
 def train(args: argparse.Namespace) -> Run:
@@ -75,19 +62,19 @@ def train(args: argparse.Namespace) -> Run:
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
     optimizer = distributed(args, model, optimizer)
     scheduler = CosineAnnealingLR(optimizer, args.epochs * steps)
-    poison = poison_of(args)
+    poison = job.poison_of(args)
     share = 0.0
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
         model.train()
-        for images, labels in progress(islice(loader, steps), f"epoch {epoch + 1}", steps):
+        for images, labels in job.progress(islice(loader, steps), f"epoch {epoch + 1}", steps):
             optimizer.zero_grad()
             cross_entropy(model(images.to(device)), poison(labels.to(device))).backward()
             optimizer.step()
             scheduler.step()
         share = accuracy(model, test_set, device)
-        say(f"{args.method}, epoch {epoch + 1}: test accuracy {share:.1%}")
-    return conclude(args, model, share)
+        job.say(f"{args.method}, epoch {epoch + 1}: test accuracy {share:.1%}")
+    return job.conclude(args, model, share)
 
 
 def datasets(args: argparse.Namespace) -> tuple[Dataset, Any]:
@@ -111,12 +98,12 @@ def batches(args: argparse.Namespace, train_set: Any) -> tuple[DataLoader, Distr
 
 def distributed(args: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer):
     """Wrap the optimizer, and let the faulty ranks lie."""
-    attack = attack_of(args)
+    attack = job.attack_of(args)
     named_parameters = list(model.named_parameters())
     compression: Any = hvd.Compression.fp16 if args.fp16_allreduce else hvd.Compression.none
     if args.method == "detox":
         return hvd.DistributedOptimizer(optimizer, named_parameters, compression, attack=attack)
-    lie(model.parameters(), attack, hvd.rank(), groups())
+    lie(model.parameters(), attack, hvd.rank(), job.groups())
     return horovod.torch.DistributedOptimizer(optimizer, named_parameters, compression)
 
 
