@@ -229,25 +229,3 @@ def test_the_verdict_on_a_comparison(
     held, found = common.verdict(attacked, reference)
     assert held == holds
     assert re.search(words, found)
-
-
-@pytest.mark.parametrize(
-    ("name", "classes", "shape", "parameters"),
-    [
-        ("cnn", 10, (28, 28, 1), 61_654),
-        ("resnet18", 10, (32, 32, 3), 11_173_962),
-        ("vgg13_bn", 100, (32, 32, 3), 9_462_180),
-    ],
-)
-def test_keras_networks_are_those_of_torch(
-    name: str, classes: int, shape: tuple[int, ...], parameters: int
-) -> None:
-    pytest.importorskip("tensorflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER.parent / "tf")
-        models = importlib.import_module("models")
-    sys.modules.pop("models")
-    model = models.MODELS[name](classes)
-    trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
-    assert trained == parameters
-    assert model(np.zeros((2, *shape), np.float32)).shape == (2, classes)

@@ -1,8 +1,10 @@
 """The parts of the TensorFlow frontend that need no job."""
 
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +156,21 @@ def test_an_optimizer_of_another_backend_is_refused():
         KERAS_BACKEND="torch",
     )
     assert "RuntimeError: Keras runs on torch here" in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "parameters"),
+    [
+        ("cnn", 10, (28, 28, 1), 61_654),
+        ("resnet18", 10, (32, 32, 3), 11_173_962),
+        ("vgg13_bn", 100, (32, 32, 3), 9_462_180),
+    ],
+)
+def test_keras_networks_are_those_of_torch(
+    name: str, classes: int, shape: tuple[int, ...], parameters: int
+) -> None:
+    models = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "tf" / "models.py"))
+    model = models["MODELS"][name](classes)
+    trained = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    assert trained == parameters
+    assert model(np.zeros((2, *shape), np.float32)).shape == (2, classes)
