@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--outer", default="median")
+    parser.add_argument("--witnesses", type=int, default=0, help="of the exchange sharded")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -37,7 +38,10 @@ def compare(size: int, args: argparse.Namespace) -> None:
     gradient = torch.ones(size)
     operations = [lambda: hvd.allreduce_(gradient, name=f"allreduce.{size}")]
     for exchange in EXCHANGES:
-        hvd.init(detox=Detox(group_size=args.group_size, outer=args.outer, exchange=exchange))
+        witnesses = args.witnesses if exchange == "sharded" else 0
+        hvd.init(
+            detox=Detox(args.group_size, outer=args.outer, exchange=exchange, witnesses=witnesses)
+        )
         parameter = torch.nn.Parameter(torch.zeros(size))
         optimizer = hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=0.0))
         parameter.grad = torch.ones(size)

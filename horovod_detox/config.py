@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from horovod_detox.aggregators import Aggregator, Hierarchy, by_name
-from horovod_detox.groups import PLACEMENTS, Groups, form_groups
+from horovod_detox.groups import PLACEMENTS, Groups, form_groups, most_witnesses
 
 EXCHANGES = ("sharded", "leaders")
 PREFIX = "HOROVOD_DETOX_"
@@ -27,6 +27,8 @@ class Detox:
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
         exchange: how copies and votes travel: `sharded`, or `leaders`, the scheme as published.
+        witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
+            (`sharded` only): one finds a wrong result, two or more name who computed it.
         seed: seed of the random placement.
         timeout: seconds to wait for the other ranks in one exchange.
 
@@ -41,18 +43,25 @@ class Detox:
     num_byzantine: int | None = None
     placement: str = "spread"
     exchange: str = "sharded"
+    witnesses: int = 0
     seed: int = 0
     timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         _check_integer("group_size", self.group_size, at_least=1)
         _check_integer("seed", self.seed, at_least=0)
+        _check_integer("witnesses", self.witnesses, at_least=0)
         if self.buckets is not None:
             _check_integer("buckets", self.buckets, at_least=1)
         if self.num_byzantine is not None:
             _check_integer("num_byzantine", self.num_byzantine, at_least=0)
         _check_choice("placement", self.placement, PLACEMENTS)
         _check_choice("exchange", self.exchange, EXCHANGES)
+        if self.witnesses and self.exchange != "sharded":
+            raise ValueError(
+                f"witnesses = {self.witnesses}: only with exchange = 'sharded' does one rank "
+                "compute for all"
+            )
         if not self.timeout > 0:
             raise ValueError(f"timeout = {self.timeout}: it must be positive")
         for field in ("inner", "outer"):
@@ -95,6 +104,11 @@ class Detox:
                 `num_byzantine`; it says which settings fit.
         """
         groups = form_groups(world_size, self.group_size, self.placement, hosts, self.seed)
+        if self.witnesses > (most := most_witnesses(groups)):
+            raise ValueError(
+                f"witnesses = {self.witnesses}: {len(groups)} groups of {world_size} ranks have at "
+                f"most {most} for each owner, one in each other group"
+            )
         try:
             return Plan(self, groups, self._fitted_rule(groups))
         except ValueError as error:

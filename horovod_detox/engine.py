@@ -56,7 +56,7 @@ class Engine:
         outcome = self._exchange(
             self._collectives, plan, layout, copy, agreement, self._memory(layout)
         )
-        self.ledger.record(self.step, outcome.verdict, outcome.non_finite)
+        self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
         self._remember(outcome, len(copy))
         self.step += 1
         return outcome

@@ -12,6 +12,8 @@ from horovod_detox.vote import Verdict
 DISSENT = "dissent"
 ABSTENTION = "abstention"
 NON_FINITE = "non_finite"
+MISCALCULATION = "miscalculation"
+KINDS = (DISSENT, ABSTENTION, NON_FINITE, MISCALCULATION)
 KEPT_EVENTS = 10_000
 
 log = logging.getLogger("horovod_detox")
@@ -25,7 +27,8 @@ class Event:
         step: number of the exchange, from 0.
         kind: `dissent` (the copies of `ranks` lost their group's vote), `abstention` (the group
             had no strict majority; `ranks`, its members, are suspects), `non_finite` (the group's
-            vote held NaN or infinity and was excluded).
+            vote held NaN or infinity and was excluded), `miscalculation` (what `ranks` of the group
+            computed for all was not what most of the slice's witnesses computed).
         group: index of the group.
         ranks: the ranks concerned, ascending.
     """
@@ -42,6 +45,7 @@ class Event:
             DISSENT: f"group {self.group} outvoted rank {ranks}",
             ABSTENTION: f"group {self.group} had no majority and was left out (ranks {ranks})",
             NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {ranks})",
+            MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
         }
         return f"step {self.step}: {what[self.kind]}"
 
@@ -55,6 +59,8 @@ class FaultReport:
         dissents: number of steps in which each rank dissented; honest ranks are absent.
         abstentions: number of steps in which each group abstained.
         non_finite: number of steps in which each group's vote was not finite.
+        miscalculations: number of steps in which each rank computed a wrong part of the update;
+            known with `Detox(witnesses=2)` or more.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
     """
 
@@ -62,6 +68,7 @@ class FaultReport:
     dissents: dict[int, int] = field(default_factory=dict)
     abstentions: dict[int, int] = field(default_factory=dict)
     non_finite: dict[int, int] = field(default_factory=dict)
+    miscalculations: dict[int, int] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
 
     def __str__(self) -> str:
@@ -69,6 +76,7 @@ class FaultReport:
         found = [f"rank {rank} dissented in {n}" for rank, n in self.dissents.items()]
         found += [f"group {group} abstained in {n}" for group, n in self.abstentions.items()]
         found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
+        found += [f"rank {rank} miscalculated in {n}" for rank, n in self.miscalculations.items()]
         return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps"
 
     def to_json(self) -> str:
@@ -89,10 +97,11 @@ class Ledger:
         self, groups: Groups, ranks: Sequence[int] | None = None, logs: bool = True
     ) -> None:
         self._logs = logs
+        self._groups = groups
         self._ranks = ranks or range(groups.world_size)
         self._members = [self._named(members) for members in groups.members]
         self._steps = 0
-        self._totals = {kind: Counter() for kind in (DISSENT, ABSTENTION, NON_FINITE)}
+        self._totals = {kind: Counter() for kind in KINDS}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._callbacks: list[Callable[[Event], None]] = []
 
@@ -100,8 +109,14 @@ class Ledger:
         """Call `callback(event)` for every event from now on."""
         self._callbacks.append(callback)
 
-    def record(self, step: int, verdict: Verdict, non_finite: tuple[int, ...] = ()) -> None:
-        """Enter the verdict of a step and the groups whose vote was not finite."""
+    def record(
+        self,
+        step: int,
+        verdict: Verdict,
+        non_finite: tuple[int, ...] = (),
+        miscalculators: tuple[int, ...] = (),
+    ) -> None:
+        """Enter the verdict of a step, the groups of non-finite votes, and who miscalculated."""
         self._steps += 1
         for group, vote in enumerate(verdict.votes):
             if vote.winners is None:
@@ -111,6 +126,9 @@ class Ledger:
                 self._enter(Event(step, DISSENT, group, dissenters), *dissenters)
         for group in non_finite:
             self._enter(Event(step, NON_FINITE, group, self._members[group]), group)
+        for rank in miscalculators:
+            (name,) = self._named([rank])
+            self._enter(Event(step, MISCALCULATION, self._groups.of(rank), (name,)), name)
 
     def report(self) -> FaultReport:
         """Return the account so far."""
@@ -120,6 +138,7 @@ class Ledger:
             dissents=totals[DISSENT],
             abstentions=totals[ABSTENTION],
             non_finite=totals[NON_FINITE],
+            miscalculations=totals[MISCALCULATION],
             events=tuple(self._events),
         )
 

@@ -42,6 +42,33 @@ class Groups:
         return self._group_of[rank]
 
 
+def most_witnesses(groups: Groups) -> int:
+    """Return how many witnesses each owner can have, no two of them or it in one group.
+
+    >>> most_witnesses(Groups(((0, 2, 4), (1, 3, 5))))
+    1
+    """
+    return groups.world_size // max(map(len, groups.members)) - 1
+
+
+def slice_holders(groups: Groups, witnesses: int) -> np.ndarray:
+    """Return who computes each slice: its owner and then its witnesses, `(1 + witnesses, p)`.
+
+    Slice s is owned by rank s. Every rank witnesses as many slices as each other, and an owner and
+    its witnesses are of different groups.
+
+    >>> slice_holders(Groups(((0, 1), (2, 3), (4, 5))), 2)
+    array([[0, 1, 2, 3, 4, 5],
+           [2, 3, 4, 5, 0, 1],
+           [4, 5, 0, 1, 2, 3]])
+    """
+    order = np.array([rank for ranks in groups.members for rank in ranks])
+    holders = np.empty((1 + witnesses, len(order)), dtype=np.int64)
+    for j in range(1 + witnesses):
+        holders[j, order] = np.roll(order, -j * max(map(len, groups.members)))
+    return holders
+
+
 def form_groups(
     world_size: int,
     group_size: int,

@@ -17,6 +17,8 @@ from horovod_detox.exchange import EXCHANGES
         ({"buckets": 0}, "buckets = 0"),
         ({"num_byzantine": -1}, "num_byzantine = -1"),
         ({"seed": -1}, "seed = -1"),
+        ({"witnesses": -1}, "witnesses = -1"),
+        ({"witnesses": 2, "exchange": "leaders"}, "witnesses = 2: only with exchange = 'sharded'"),
         ({"timeout": 0}, "timeout = 0: it must be positive"),
         ({"placement": "near"}, "placement = 'near': it must be one of spread, packed, random"),
         ({"exchange": "pigeon"}, "exchange = 'pigeon': it must be one of sharded, leaders"),
@@ -49,15 +51,16 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_BUCKETS": "2",
             "HOROVOD_DETOX_NUM_BYZANTINE": "none",
             "HOROVOD_DETOX_PLACEMENT": "packed",
-            "HOROVOD_DETOX_EXCHANGE": "leaders",
+            "HOROVOD_DETOX_EXCHANGE": "sharded",
+            "HOROVOD_DETOX_WITNESSES": "2",
             "HOROVOD_DETOX_SEED": "9",
             "HOROVOD_DETOX_TIMEOUT": "12.5",
             "HOROVOD_DETOX_ATTACK": "zero@1",
             "PATH": "/bin",
         }
     )
-    assert detox == Detox(5, "multi_krum(f=1)", "mean", 2, None, "packed", "leaders", 9, 12.5)
-    assert len(Detox().describe()) == 9  # a new field needs a line above
+    assert detox == Detox(5, "multi_krum(f=1)", "mean", 2, None, "packed", "sharded", 2, 9, 12.5)
+    assert len(Detox().describe()) == 10  # a new field needs a line above
 
 
 @pytest.mark.parametrize(
@@ -124,3 +127,11 @@ def test_more_buckets_than_votes_are_refused():
 def test_ranks_that_fit_no_group():
     with pytest.raises(ValueError, match="2 ranks cannot form a group of 3: choose group_size"):
         Detox().plan(2)
+
+
+def test_witnesses_need_groups_to_come_from():
+    assert Detox(witnesses=2).plan(9).config.witnesses == 2
+    with pytest.raises(ValueError, match="2 groups of 6 ranks have at most 1 for each owner"):
+        Detox(witnesses=2).plan(6)
+    with pytest.raises(ValueError, match="2 groups of 7 ranks have at most 0"):
+        Detox(witnesses=1).plan(7)

@@ -15,7 +15,7 @@ from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import ExchangeTimeout, InProcessCluster
 from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.groups import PLACEMENTS
+from horovod_detox.groups import PLACEMENTS, most_witnesses
 from tests.cluster import exchange_all, layout_of
 
 DTYPES = [np.float16, np.float32, np.float64]
@@ -33,13 +33,17 @@ def jobs(draw):
     r = draw(st.integers(1, 5))
     p = draw(st.integers(max(r, 2), 24))
     outer = draw(st.sampled_from(["mean", "median", "trimmed_mean", "geometric_median", "meamed"]))
+    exchange = draw(st.sampled_from(sorted(EXCHANGES)))
     detox = Detox(
         group_size=r,
         outer=outer,
         placement=draw(st.sampled_from(PLACEMENTS)),
-        exchange=draw(st.sampled_from(sorted(EXCHANGES))),
+        exchange=exchange,
     )
     groups = detox.plan(p).groups
+    if exchange == "sharded":
+        witnesses = draw(st.integers(0, min(3, most_witnesses(groups))))
+        detox = replace(detox, witnesses=witnesses)
     dtypes = draw(st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3, unique=True))
     lengths = [draw(st.integers(1, 40)) for _ in dtypes]
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -304,7 +308,7 @@ class Tampering:
         return getattr(self._collectives, name)
 
     def alltoall(self, name, parts):
-        if name == "slices":
+        if name.startswith("slices"):
             parts = [self.tamper(part) for part in parts]
         return self._collectives.alltoall(name, parts)
 
@@ -313,8 +317,11 @@ class Tampering:
     "tamper", [lambda part: part ^ 1, lambda part: part | -1], ids=["one bit", "to NaN"]
 )
 @pytest.mark.parametrize("outer", ["median", "multi_krum", "caf"])
-def test_a_sender_whose_slice_is_not_what_it_fingerprinted_is_replaced_and_named(outer, tamper):
-    detox = Detox(group_size=3, outer=outer, exchange="sharded")
+@pytest.mark.parametrize("witnesses", [0, 1, 2])
+def test_a_sender_whose_slice_is_not_what_it_fingerprinted_is_replaced_and_named(
+    outer, tamper, witnesses
+):
+    detox = Detox(group_size=3, outer=outer, exchange="sharded", witnesses=witnesses)
     plan = detox.plan(9)
     layout = layout_of(np.zeros(50, np.float32))
     rng = np.random.default_rng(5)
@@ -360,6 +367,84 @@ def test_a_persistent_liar_costs_no_repairs_after_its_first_step():
     assert Counting.calls == ["slices", "repairs", "slices", "slices"]
 
 
+class Miscalculating:
+    """A rule on a machine that computes wrongly."""
+
+    def __init__(self, rule):
+        self._rule = rule
+
+    def __getattr__(self, name):
+        return getattr(self._rule, name)
+
+    def at(self, step):
+        return Miscalculating(self._rule.at(step))
+
+    def fit(self, n):
+        return Miscalculating(self._rule.fit(n))
+
+    def reduce(self, *args):
+        return -self._rule.reduce(*args)
+
+
+class Misreporting(Tampering):
+    """The seam of a rank that tells other words than it computed, in one collective."""
+
+    def __init__(self, collectives, name):
+        super().__init__(collectives)
+        self._name = name
+
+    def allgather(self, name, facts):
+        return self._collectives.allgather(name, facts ^ (name == self._name))
+
+    def broadcast(self, name, words, root):
+        if name.startswith(self._name) and root == self.rank:
+            words ^= 1
+        return self._collectives.broadcast(name, words, root)
+
+
+@pytest.mark.parametrize("fault", ["rule", "grams", "results", "update"])
+@pytest.mark.parametrize("outer", ["median", "multi_krum", "centered_clipping(radius=1)"])
+def test_a_wrong_owner_is_named_by_witnesses_and_its_slice_replaced(outer, fault):
+    detox = Detox(group_size=3, outer=outer, witnesses=2)
+    plan = detox.plan(9)
+    layout = layout_of(np.zeros(50, np.float32))
+    rng = np.random.default_rng(5)
+    honest = [rng.normal(size=50).astype(np.float32) for _ in plan.groups.members]
+
+    def program(collectives):
+        seam, mine = collectives, plan
+        if collectives.rank == 4:
+            seam = Misreporting(collectives, fault)
+            if fault == "rule":
+                mine = replace(plan, rule=Miscalculating(plan.rule))
+        engine = Engine(mine, seam)
+        copy = layout.pack([honest[plan.groups.of(collectives.rank)]])
+        return [engine.exchange(copy, layout).update for _ in range(3)], engine.ledger.report()
+
+    copies = [[honest[plan.groups.of(rank)]] for rank in range(9)]
+    fair, _ = exchange_all(detox, [copies] * 3)
+    caught = fault != "grams" or plan.rule.uses_gram
+    for updates, report in InProcessCluster(9).run(program):
+        for update, expected in zip(updates, fair[0], strict=True):
+            assert np.array_equal(update, expected.update)
+        assert report.dissents == {}
+        assert report.miscalculations == ({4: 3} if caught else {})
+
+
+@pytest.mark.parametrize("outer", ["median", "krum"])
+def test_a_single_witness_finds_a_wrong_owner_but_cannot_tell_who_errs(outer):
+    plan = Detox(group_size=2, outer=outer, witnesses=1).plan(8)
+    layout = layout_of(np.zeros(50))
+
+    def program(collectives):
+        wrong = collectives.rank == 2
+        mine = replace(plan, rule=Miscalculating(plan.rule)) if wrong else plan
+        value = np.full(50, 1.0 + plan.groups.of(collectives.rank))
+        Engine(mine, collectives).exchange(layout.pack([value]), layout)  # type: ignore[arg-type]
+
+    failing_everywhere(program, 8, NoMajority, r"ranks \[.*2.*\] aggregated the same votes to diff")
+
+
 @pytest.mark.parametrize(("p", "r"), [(6, 3), (9, 3), (12, 4)])
 def test_what_a_rank_sends_is_counted(p, r):
     """The traffic that the documentation tells, in words per rank."""
@@ -390,7 +475,19 @@ def test_what_a_rank_sends_is_counted(p, r):
             Engine(plan, seam).exchange(layout.pack([np.zeros(width)]), layout)
 
         InProcessCluster(p).run(program)
+    sent["witnesses"] = np.zeros(p)
+    plan = Detox(group_size=r, witnesses=p // r - 1).plan(p)
+
+    def program_with_witnesses(collectives):
+        seam: Any = Counting(collectives)
+        seam.sent = sent["witnesses"]
+        Engine(plan, seam).exchange(layout.pack([np.zeros(width)]), layout)
+
+    InProcessCluster(p).run(program_with_witnesses)
     allreduce = 2 * width * (p - 1) / p
     facts = 3 * p * (p - 1) + 5 * (p - 1)
     assert sent["sharded"].max() <= (1 + 1 / r) / 2 * allreduce + facts
     assert sent["leaders"].max() > allreduce
+    w = plan.config.witnesses
+    results = 2 * (1 + w) * (p - 1)
+    assert sent["witnesses"].max() <= (1 + (1 + w) / r) / 2 * allreduce + facts + results

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from horovod_detox.groups import PLACEMENTS, form_groups
+from horovod_detox.groups import (
+    PLACEMENTS,
+    form_groups,
+    most_witnesses,
+    slice_holders,
+)
 
 
 @given(
@@ -48,3 +53,16 @@ def test_random_placement_follows_the_seed():
 def test_an_unknown_placement_is_named():
     with pytest.raises(ValueError, match="'scattered' is not one of spread, packed, random"):
         form_groups(6, 3, "scattered")
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(("p", "r"), [(9, 3), (11, 3), (12, 2), (5, 1), (45, 3)])
+def test_witnesses_are_of_other_groups_and_share_the_work(p, r, placement):
+    groups = form_groups(p, r, placement)
+    most = most_witnesses(groups)
+    holders = slice_holders(groups, most)
+    assert holders[0].tolist() == list(range(p))
+    for row in holders:
+        assert sorted(row) == list(range(p))
+    for who in holders.T.tolist():
+        assert len({groups.of(rank) for rank in who}) == 1 + most

@@ -74,6 +74,12 @@ def aggregate_votes(
     return like(votes[0], update)
 
 
+def partial_gram(buffers: Buffers, votes: Sequence[Any], previous: Any | None) -> np.ndarray:
+    """Return the Gram matrix of slices of finite votes: n times `(w,)` words."""
+    centre = None if previous is None else _matrix(buffers, [previous])[0]
+    return gram_matrix(_matrix(buffers, votes), centre)
+
+
 def _is_finite(buffers: Buffers, words: Any) -> bool:
     return all(
         finite_rows(buffer[None]).all() for buffer in buffers.typed(view(words)) if len(buffer)

@@ -32,11 +32,14 @@ class Outcome:
         update: `(w,)` words, the aggregated gradient; the same bits on every rank.
         verdict: the vote of every group.
         non_finite: the groups whose vote held NaN or infinity.
+        miscalculators: the ranks whose part of the aggregation differed from that of most who
+            computed it, ascending.
     """
 
     update: Any
     verdict: Verdict
     non_finite: tuple[int, ...]
+    miscalculators: tuple[int, ...] = ()
 
     @property
     def is_finite(self) -> bool:

@@ -11,24 +11,35 @@ The copies are cut into p slices; rank s owns slice s.
 4. Every owner broadcasts its slice of the update; beside it, owners accuse senders whose slice was
    not what they had fingerprinted. After an accusation, others send, and 3 and 4 are repeated.
 
-A rank receives `k / p + 1` times the gradient, that is `1 / r + 1`; allreduce: 2 times.
+With w witnesses, ranks of w other groups receive each slice, too, and do what its owner does: each
+rank does 1 to 3 for the slice that it owns and those that it witnesses. Then
+
+5. from the fingerprints of all results every rank learns which are those of most; a slice that
+   arrived otherwise is broadcast again, by a witness, and its owner is named.
+
+A rank receives `(1 + w) k / p + 1` times the gradient, that is `(1 + w) / r + 1`; allreduce: 2.
 """
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from horovod_detox.aggregators import gram_matrix
+from horovod_detox.aggregators import Aggregator, gram_matrix
 from horovod_detox.arrays import like, namespace, view
 from horovod_detox.config import Plan
-from horovod_detox.exchange.aggregation import aggregate_votes, examine, non_finite_votes
+from horovod_detox.exchange.aggregation import (
+    aggregate_votes,
+    examine,
+    non_finite_votes,
+    partial_gram,
+)
 from horovod_detox.exchange.collectives import Collectives, Handle
 from horovod_detox.exchange.outcome import Memory, NoMajority, Outcome, rule_for
 from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
-from horovod_detox.groups import Groups
-from horovod_detox.layout import Layout
+from horovod_detox.groups import Groups, slice_holders
+from horovod_detox.layout import Buffers, Layout
 from horovod_detox.vote import Verdict, judge
 
 Bounds = list[tuple[int, int]]
@@ -45,52 +56,70 @@ def exchange(
     """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
     groups, rank, p = plan.groups, collectives.rank, collectives.size
     bounds = slice_bounds(len(copy), p)
-    start, stop = bounds[rank]
+    holders = slice_holders(groups, plan.config.witnesses)
+    held = np.argmax(holders == rank, axis=1).tolist()  # the slice owned, and those witnessed
 
     senders = _senders(groups, p, memory.distrusted)
     table = collectives.allgather("facts", examine(layout.buffers, copy, bounds).ravel())
     asked = np.flatnonzero(senders[groups.of(rank)] == rank).tolist()
-    received = _send(collectives, "slices", copy, bounds, asked)
+    received = _send(collectives, "slices", copy, bounds, asked, holders)
     agreement.wait()
     table = table.wait().reshape(p, p, -1)
     verdict = judge(groups, table)
     non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
-    received = received.wait()
-    slices = {group: received[senders[group, rank]] for group in verdict.winners}
+    slices = [
+        {group: parts[senders[group, s]] for group in verdict.winners}
+        for s, parts in zip(held, _wait(received), strict=True)
+    ]
 
     accused: set[tuple[int, int]] = set()  # (rank, slice)
     while True:
         repairs = _repairs(groups, verdict, table, senders, accused)
         if repairs:
             asked = [s for (_, s), sender in repairs.items() if sender == rank]
-            received = _send(collectives, "repairs", copy, bounds, asked).wait()
+            received = _wait(_send(collectives, "repairs", copy, bounds, asked, holders))
             for (group, s), sender in repairs.items():
                 senders[group, s] = sender
-                if s == rank:
-                    slices[group] = received[sender]
-        liars = []
-        for group in verdict.winners:
-            sender = senders[group, rank]
-            if not _is_as_told(slices[group], table[sender, rank]):
-                liars.append(sender)
-                slices[group] = copy[start:stop]  # to go on with; the result will not count
-        kept = [slices[group] for group in verdict.winners if group not in non_finite]
-        result = aggregate_votes(
-            rule,
-            layout.buffers.cut(start, stop),
-            kept or [copy[start:stop]],
-            None if memory.previous is None else memory.previous[start:stop],
-            lambda values, reference: collectives.allreduce(
-                "gram", gram_matrix(values, reference)
-            ).wait(),
-        )
-        accusations = collectives.allgather("accusations", np.array(liars, np.int64) * p + rank)
-        update = _share_update(collectives, copy, bounds, result)
-        new = {divmod(accusation, p) for accusation in accusations.wait().tolist()}
+                if s in held:
+                    slices[held.index(s)][group] = received[held.index(s)][sender]
+        liars, parts = [], []
+        for s, votes in zip(held, slices, strict=True):
+            mine = copy[slice(*bounds[s])]
+            for group in verdict.winners:
+                sender = int(senders[group, s])
+                if not _is_as_told(votes[group], table[sender, s]):
+                    liars.append(sender * p + s)
+                    votes[group] = mine  # to go on with; the result will not count
+            kept = [votes[group] for group in verdict.winners if group not in non_finite]
+            centre = None if memory.previous is None else memory.previous[slice(*bounds[s])]
+            parts.append(_Part(layout.buffers.cut(*bounds[s]), kept or [mine], centre))
+        accusations = collectives.allgather("accusations", np.array(liars, np.int64))
+        # What witnesses compute is compared, so they must have received the same.
+        new = _pairs(accusations, p) if plan.config.witnesses else set()
         if not new:
-            return Outcome(update, _accuse(groups, verdict, accused), non_finite)
+            results, wrong = _aggregate(collectives, rule, parts, holders)
+            update = _share_update(collectives, copy, bounds, results[0])
+            new = set() if plan.config.witnesses else _pairs(accusations, p)
+            if not new:
+                wrong |= _confirm(collectives, update, bounds, results, holders)
+                verdict = _accuse(groups, verdict, accused)
+                return Outcome(update, verdict, non_finite, tuple(sorted(wrong)))
         accused |= new
+
+
+def _pairs(accusations: Handle, p: int) -> set[tuple[int, int]]:
+    """Return the accused: (rank, slice)."""
+    return {divmod(accusation, p) for accusation in accusations.wait().tolist()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the aggregation of one slice needs: its buffers, its votes and the previous update."""
+
+    buffers: Buffers
+    votes: list[Any]
+    previous: Any | None
 
 
 def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.ndarray:
@@ -134,18 +163,107 @@ def _repairs(
 
 
 def _send(
-    collectives: Collectives, name: str, copy: Any, bounds: Bounds, slices: Collection[int]
-) -> Handle:
-    """Send some slices to their owners."""
-    parts = [
-        copy[start:stop] if s in slices else copy[:0] for s, (start, stop) in enumerate(bounds)
-    ]
-    return collectives.alltoall(name, parts)
+    collectives: Collectives,
+    name: str,
+    copy: Any,
+    bounds: Bounds,
+    slices: Collection[int],
+    holders: np.ndarray,
+) -> list[Handle]:
+    """Send some slices to their owners, and to their witnesses."""
+    handles = []
+    for j, receivers in enumerate(holders.tolist()):
+        parts = [copy[:0]] * len(bounds)
+        for s in slices:
+            parts[receivers[s]] = copy[slice(*bounds[s])]
+        handles.append(collectives.alltoall(f"{name}.{j}" if j else name, parts))
+    return handles
+
+
+def _wait(handles: list[Handle]) -> list[Any]:
+    return [handle.wait() for handle in handles]
 
 
 def _is_as_told(words: Any, facts: np.ndarray) -> bool:
     """Return whether a slice has the fingerprint that its sender told."""
     return np.array_equal(fingerprint(words, [(0, len(words))])[0], facts[:WORDS])
+
+
+def _aggregate(
+    collectives: Collectives, rule: Aggregator | None, parts: list[_Part], holders: np.ndarray
+) -> tuple[list[Any], set[int]]:
+    """Compute the slices that this rank holds; return them, and who erred in the Gram matrix."""
+    wrong: set[int] = set()
+    if len(holders) == 1 or rule is None or not rule.uses_gram:
+
+        def gram(values: Any, reference: Any) -> np.ndarray:
+            return collectives.allreduce("gram", gram_matrix(values, reference)).wait()
+    else:
+        grams = np.stack([partial_gram(p.buffers, p.votes, p.previous) for p in parts])
+        gathered = collectives.allgather("grams", grams.view(np.int64).ravel()).wait()
+        by_rank = gathered.reshape(collectives.size, len(parts), -1)
+        true, wrong = _majority(by_rank, holders)
+        total = true.view(np.float64).sum(axis=0).reshape(grams.shape[1:])
+
+        def gram(values: Any, reference: Any) -> np.ndarray:
+            return total
+
+    results = [aggregate_votes(rule, p.buffers, p.votes, p.previous, gram) for p in parts]
+    return results, wrong
+
+
+def _majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
+    """Return what most holders of each slice computed, and the ranks that computed otherwise.
+
+    Args:
+        by_rank: `(p, 1 + w, n)` words: what each rank computed for the slices that it holds.
+        holders: `(1 + w, p)`: who holds each slice.
+
+    Returns:
+        `(p, n)` words by slice, and ranks.
+
+    Raises:
+        NoMajority: when there is a slice of which no result is that of most.
+    """
+    by_slice = by_rank[holders, np.arange(len(holders))[:, None]]  # (1 + w, p, n)
+    equal = (by_slice[:, None] == by_slice[None]).all(axis=-1)  # (1 + w, 1 + w, p)
+    supporters = equal.sum(axis=1)
+    winner = supporters.argmax(axis=0)
+    undecided = np.flatnonzero(2 * supporters.max(axis=0) <= len(holders))
+    if len(undecided):
+        ranks = sorted(holders[:, undecided[0]].tolist())
+        raise NoMajority(
+            f"no update in this step: ranks {ranks} aggregated the same votes to different "
+            "results, none of them that of most: a machine computes wrongly, or not as the others "
+            "do; with more witnesses it would be named"
+        )
+    slices = np.arange(holders.shape[1])
+    agree = equal[winner, :, slices].T  # (1 + w, p)
+    return by_slice[winner, slices], set(holders[~agree].tolist())
+
+
+def _confirm(
+    collectives: Collectives, update: Any, bounds: Bounds, results: list[Any], holders: np.ndarray
+) -> set[int]:
+    """Mend the slices that are not as most holders computed them; return who computed otherwise."""
+    if len(holders) == 1:
+        return set()
+    mine = np.concatenate([fingerprint(result, [(0, len(result))]) for result in results])
+    gathered = collectives.allgather("results", mine.ravel()).wait()
+    by_rank = gathered.reshape(len(bounds), len(holders), WORDS)
+    true, wrong = _majority(by_rank, holders)
+    for s in np.flatnonzero((fingerprint(update, bounds) != true).any(axis=1)).tolist():
+        wrong.add(s)  # also the owner that fingerprinted another slice than it broadcast
+        j, witness = next(
+            (j, rank)
+            for j, rank in enumerate(holders[:, s].tolist())
+            if j and (by_rank[rank, j] == true[s]).all()
+        )
+        start, stop = bounds[s]
+        if collectives.rank == witness:
+            update[start:stop] = results[j]
+        collectives.broadcast(f"mended.{s}.{j}", update[start:stop], witness).wait()
+    return wrong
 
 
 def _share_update(collectives: Collectives, copy: Any, bounds: Bounds, result: Any) -> Any:

@@ -256,7 +256,7 @@ class FaultReportCallback(_Callback):
     """Write the totals of faults so far into the epoch's logs.
 
     `dissents`: copies that were outvoted; `abstentions`: groups that lost their majority, both
-    summed over the exchanges; `faulty_ranks`: ranks that were ever outvoted.
+    summed over the exchanges; `faulty_ranks`: ranks that were ever outvoted or miscalculated.
     """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -265,4 +265,4 @@ class FaultReportCallback(_Callback):
             report = context.fault_report()
             logs["dissents"] = sum(report.dissents.values())
             logs["abstentions"] = sum(report.abstentions.values())
-            logs["faulty_ranks"] = len(report.dissents)
+            logs["faulty_ranks"] = len(report.dissents.keys() | report.miscalculations.keys())

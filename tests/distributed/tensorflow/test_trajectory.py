@@ -10,7 +10,7 @@ import tensorflow as tf
 import horovod_detox.tensorflow as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
-from horovod_detox.exchange import EXCHANGES
+from horovod_detox.exchange import EXCHANGES, sharded
 from tests.distributed.tensorflow.training import (
     BATCH,
     STEPS,
@@ -91,6 +91,19 @@ def test_every_exchange_has_the_same_trajectory(start, exchange):
     network = train(way="regress", attack=attacks.Gaussian(ranks=(2, 3)))
     assert hvd.fault_report().dissents == {2: STEPS, 3: STEPS}
     assert set(everywhere(digest(network))) == {expected}
+
+
+@pytest.mark.ranks(6)
+def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeypatch):
+    start(group_size=2, outer="median")
+    expected = digest(train(way="regress"))
+    if hvd.rank() == 1:
+        rightly = sharded.aggregate_votes
+        monkeypatch.setattr(sharded, "aggregate_votes", lambda *votes: rightly(*votes) ^ 1)
+    start(group_size=2, outer="median", witnesses=2)
+    network = train(way="regress")
+    assert set(everywhere(digest(network))) == {expected}
+    assert hvd.fault_report().miscalculations == {1: STEPS}
 
 
 @pytest.mark.ranks(6)

@@ -9,7 +9,7 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
-from horovod_detox.exchange import EXCHANGES
+from horovod_detox.exchange import EXCHANGES, sharded
 from tests.distributed.torch.training import digest, everywhere, model, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -71,6 +71,20 @@ def test_every_exchange_gives_the_same_trajectory(start, outer):
             assert set(everywhere(digest(network))) == {fair_run(start, outer, SGD)}
         else:
             assert len(set(everywhere(digest(network)))) == 1
+
+
+@pytest.mark.ranks(6)
+def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeypatch):
+    start(group_size=2, outer="median")
+    expected = digest(train(SGD))
+    if hvd.rank() == 1:
+        rightly = sharded.aggregate_votes
+        monkeypatch.setattr(sharded, "aggregate_votes", lambda *votes: rightly(*votes) ^ 1)
+    start(group_size=2, outer="median", witnesses=2)
+    network = train(SGD)
+    assert set(everywhere(digest(network))) == {expected}
+    assert hvd.fault_report().dissents == {}
+    assert hvd.fault_report().miscalculations == {1: 20}
 
 
 @pytest.mark.ranks(6)
