@@ -15,7 +15,7 @@ from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import ExchangeTimeout, InProcessCluster
 from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.groups import PLACEMENTS, most_witnesses
+from horovod_detox.groups import PLACEMENTS, most_witnesses, slice_holders
 from tests.cluster import exchange_all, layout_of
 
 DTYPES = [np.float16, np.float32, np.float64]
@@ -429,6 +429,25 @@ def test_a_wrong_owner_is_named_by_witnesses_and_its_slice_replaced(outer, fault
             assert np.array_equal(update, expected.update)
         assert report.dissents == {}
         assert report.miscalculations == ({4: 3} if caught else {})
+
+
+def test_a_slice_is_mended_by_a_witness_that_is_right():
+    plan = Detox(group_size=2, witnesses=4).plan(10)
+    owner = 4
+    faulty = slice_holders(plan.groups, 4)[:2, owner].tolist()  # the owner and its first witness
+    layout = layout_of(np.zeros(50))
+
+    def program(collectives):
+        wrong = collectives.rank in faulty
+        mine = replace(plan, rule=Miscalculating(plan.rule)) if wrong else plan
+        value = np.full(50, 1.0 + plan.groups.of(collectives.rank))
+        engine = Engine(mine, collectives)  # type: ignore[arg-type]
+        update = engine.exchange(layout.pack([value]), layout).update
+        return layout.typed(update)[0].tolist(), engine.ledger.report().miscalculations
+
+    for update, miscalculations in InProcessCluster(10).run(program):
+        assert update == [3.0] * 50
+        assert miscalculations == dict.fromkeys(sorted(faulty), 1)
 
 
 @pytest.mark.parametrize("outer", ["median", "krum"])
