@@ -25,7 +25,8 @@ class BroadcastGlobalVariablesCallback(_Callback):
     """Start all ranks from the root's weights and optimizer state.
 
     The random states of layers follow from the root's, too: alike inside a group, different across
-    groups.
+    groups. A model that Keras builds in the first step only is broadcast after this step; so that
+    the members of a group begin alike, call `seed_group` before.
 
     Args:
         root_rank: whose variables are sent.
@@ -48,12 +49,17 @@ class BroadcastGlobalVariablesCallback(_Callback):
         self._local.add(native(var).ref())
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Broadcast, once."""
-        if self._done:
-            return
-        if not self.model.built:
-            raise ValueError("Keras could not build the model before training: call model.build()")
-        self.model.optimizer.build(self.model.trainable_variables)
+        """Broadcast a model that is built."""
+        if not self._done and self.model.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+            self._broadcast()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Broadcast a model that was built in this step."""
+        if not self._done:
+            self._broadcast()
+
+    def _broadcast(self) -> None:
         variables = [
             variable
             for variable in [*self.model.variables, *self.model.optimizer.variables]

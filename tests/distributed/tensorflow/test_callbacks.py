@@ -65,6 +65,18 @@ def test_broadcast_aligns_dropout_inside_groups_and_not_across(start):
     assert states[0] == states[2] != states[1] == states[3]
 
 
+def test_broadcast_of_a_model_that_is_built_in_the_first_step(start):
+    start(group_size=2, outer="mean")
+    hvd.seed_group(3)
+    layers = [keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+    network = compiled(keras.Sequential(layers))
+    assert not network.built
+    fit(network, hvdk.callbacks.BroadcastGlobalVariablesCallback(0))
+    assert (hvd.fault_report().steps, hvd.fault_report().abstentions) == (4, {})
+    weights = [np.asarray(variable).tobytes() for variable in network.trainable_variables]
+    assert everywhere(weights) == [weights] * 4
+
+
 def test_broadcast_leaves_local_variables(start):
     start(group_size=2, outer="mean")
     network = compiled(model())
