@@ -75,7 +75,8 @@ class HorovodCollectives:
         if results is None:
             raise ExchangeTimeout.after(self.timeout, self.rank, handles[0].name)
         if isinstance(results, tf.errors.OpError):
-            raise HorovodInternalError(results.message)
+            # After a page on where the node was made comes what happened.
+            raise HorovodInternalError(results.message.split("\nNode: ")[-1])
         if isinstance(results, BaseException):
             raise results
         for handle, result in zip(handles, results, strict=True):

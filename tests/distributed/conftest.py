@@ -34,6 +34,9 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=deselected)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session, exitstatus):
+    result = yield  # the reporter writes its summary
     if RANK and exitstatus:
         sys.stderr.write(session.config.held_back.getvalue())
+    return result

@@ -90,9 +90,10 @@ class MetricAverageCallback(_Callback):
             return
         mine = {name: float(value) for name, value in logs.items()}
         everyones = share(context.collectives("detox.metrics"), "metrics", mine)
-        for name in sorted(mine):
-            if not all(name in theirs for theirs in everyones):
-                raise ValueError(f"metric {name!r} is missing on some rank")
+        for name in sorted({name for theirs in everyones for name in theirs}):
+            missing = [rank for rank, theirs in enumerate(everyones) if name not in theirs]
+            if missing:
+                raise ValueError(f"metric {name!r} is missing on ranks {missing}")
             logs[name] = average_over_groups([theirs[name] for theirs in everyones], plan.groups)
 
 
