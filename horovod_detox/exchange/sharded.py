@@ -37,6 +37,7 @@ from horovod_detox.exchange.aggregation import (
 )
 from horovod_detox.exchange.collectives import Collectives, Handle
 from horovod_detox.exchange.outcome import Memory, NoMajority, Outcome, rule_for
+from horovod_detox.exchange.witnesses import confirm, majority
 from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
 from horovod_detox.groups import Groups, slice_holders
 from horovod_detox.layout import Buffers, Layout
@@ -102,7 +103,7 @@ def exchange(
             update = _share_update(collectives, copy, bounds, results[0])
             new = set() if plan.config.witnesses else _pairs(accusations, p)
             if not new:
-                wrong |= _confirm(collectives, update, bounds, results, holders)
+                wrong |= confirm(collectives, update, bounds, results, holders)
                 verdict = _accuse(groups, verdict, accused)
                 return Outcome(update, verdict, non_finite, tuple(sorted(wrong)))
         accused |= new
@@ -202,7 +203,7 @@ def _aggregate(
         grams = np.stack([partial_gram(p.buffers, p.votes, p.previous) for p in parts])
         gathered = collectives.allgather("grams", grams.view(np.int64).ravel()).wait()
         by_rank = gathered.reshape(collectives.size, len(parts), -1)
-        true, wrong = _majority(by_rank, holders)
+        true, wrong = majority(by_rank, holders)
         total = true.view(np.float64).sum(axis=0).reshape(grams.shape[1:])
 
         def gram(values: Any, reference: Any) -> np.ndarray:
@@ -210,60 +211,6 @@ def _aggregate(
 
     results = [aggregate_votes(rule, p.buffers, p.votes, p.previous, gram) for p in parts]
     return results, wrong
-
-
-def _majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
-    """Return what most holders of each slice computed, and the ranks that computed otherwise.
-
-    Args:
-        by_rank: `(p, 1 + w, n)` words: what each rank computed for the slices that it holds.
-        holders: `(1 + w, p)`: who holds each slice.
-
-    Returns:
-        `(p, n)` words by slice, and ranks.
-
-    Raises:
-        NoMajority: when there is a slice of which no result is that of most.
-    """
-    by_slice = by_rank[holders, np.arange(len(holders))[:, None]]  # (1 + w, p, n)
-    equal = (by_slice[:, None] == by_slice[None]).all(axis=-1)  # (1 + w, 1 + w, p)
-    supporters = equal.sum(axis=1)
-    winner = supporters.argmax(axis=0)
-    undecided = np.flatnonzero(2 * supporters.max(axis=0) <= len(holders))
-    if len(undecided):
-        ranks = sorted(holders[:, undecided[0]].tolist())
-        raise NoMajority(
-            f"no update in this step: ranks {ranks} aggregated the same votes to different "
-            "results, none of them that of most: a machine computes wrongly, or not as the others "
-            "do; with more witnesses it would be named"
-        )
-    slices = np.arange(holders.shape[1])
-    agree = equal[winner, :, slices].T  # (1 + w, p)
-    return by_slice[winner, slices], set(holders[~agree].tolist())
-
-
-def _confirm(
-    collectives: Collectives, update: Any, bounds: Bounds, results: list[Any], holders: np.ndarray
-) -> set[int]:
-    """Mend the slices that are not as most holders computed them; return who computed otherwise."""
-    if len(holders) == 1:
-        return set()
-    mine = np.concatenate([fingerprint(result, [(0, len(result))]) for result in results])
-    gathered = collectives.allgather("results", mine.ravel()).wait()
-    by_rank = gathered.reshape(len(bounds), len(holders), WORDS)
-    true, wrong = _majority(by_rank, holders)
-    for s in np.flatnonzero((fingerprint(update, bounds) != true).any(axis=1)).tolist():
-        wrong.add(s)  # also the owner that fingerprinted another slice than it broadcast
-        j, witness = next(
-            (j, rank)
-            for j, rank in enumerate(holders[:, s].tolist())
-            if j and (by_rank[rank, j] == true[s]).all()
-        )
-        start, stop = bounds[s]
-        if collectives.rank == witness:
-            update[start:stop] = results[j]
-        collectives.broadcast(f"mended.{s}.{j}", update[start:stop], witness).wait()
-    return wrong
 
 
 def _share_update(collectives: Collectives, copy: Any, bounds: Bounds, result: Any) -> Any:

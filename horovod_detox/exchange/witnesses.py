@@ -1,0 +1,76 @@
+"""What several ranks computed from the same votes: which result counts, and who erred."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.fingerprint import WORDS, fingerprint
+
+
+def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
+    """Return what most holders of each slice computed, and the ranks that computed otherwise.
+
+    Args:
+        by_rank: `(p, 1 + w, n)` words: what each rank computed for the slices that it holds.
+        holders: `(1 + w, p)`: who holds each slice.
+
+    Returns:
+        `(p, n)` words by slice, and ranks.
+
+    Raises:
+        NoMajority: when there is a slice of which no result is that of most.
+    """
+    by_slice = by_rank[holders, np.arange(len(holders))[:, None]]  # (1 + w, p, n)
+    equal = (by_slice[:, None] == by_slice[None]).all(axis=-1)  # (1 + w, 1 + w, p)
+    supporters = equal.sum(axis=1)
+    winner = supporters.argmax(axis=0)
+    undecided = np.flatnonzero(2 * supporters.max(axis=0) <= len(holders))
+    if len(undecided):
+        ranks = sorted(holders[:, undecided[0]].tolist())
+        raise NoMajority(
+            f"no update in this step: ranks {ranks} aggregated the same votes to different "
+            "results, none of them that of most: a machine computes wrongly, or not as the others "
+            "do; with more witnesses it would be named"
+        )
+    slices = np.arange(holders.shape[1])
+    agree = equal[winner, :, slices].T  # (1 + w, p)
+    return by_slice[winner, slices], set(holders[~agree].tolist())
+
+
+def confirm(
+    collectives: Collectives,
+    update: Any,
+    bounds: Sequence[tuple[int, int]],
+    results: Sequence[Any],
+    holders: np.ndarray,
+) -> set[int]:
+    """Mend the slices that are not as most holders computed them; return who computed otherwise.
+
+    Args:
+        collectives: of the p ranks.
+        update: `(w,)` words, as the owners broadcast them; mended in place, on every rank alike.
+        bounds: of the slices.
+        results: what this rank computed for the slices that it holds, its own first.
+        holders: `(1 + w, p)`: who holds each slice, its owner first.
+    """
+    if len(holders) == 1:
+        return set()
+    mine = np.concatenate([fingerprint(result, [(0, len(result))]) for result in results])
+    gathered = collectives.allgather("results", mine.ravel()).wait()
+    by_rank = gathered.reshape(len(bounds), len(holders), WORDS)
+    true, wrong = majority(by_rank, holders)
+    for s in np.flatnonzero((fingerprint(update, bounds) != true).any(axis=1)).tolist():
+        wrong.add(s)  # also the owner that fingerprinted another slice than it broadcast
+        j, witness = next(
+            (j, rank)
+            for j, rank in enumerate(holders[:, s].tolist())
+            if j and (by_rank[rank, j] == true[s]).all()
+        )
+        start, stop = bounds[s]
+        if collectives.rank == witness:
+            update[start:stop] = results[j]
+        collectives.broadcast(f"mended.{s}.{j}", update[start:stop], witness).wait()
+    return wrong
