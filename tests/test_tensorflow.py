@@ -1,5 +1,6 @@
 """The parts of the TensorFlow frontend that need no job."""
 
+import doctest
 import os
 import runpy
 import subprocess
@@ -14,7 +15,9 @@ from tests.votes import bits
 
 tf = pytest.importorskip("tensorflow")
 
+from horovod_detox.tensorflow import gradients as gradients_module  # noqa: E402
 from horovod_detox.tensorflow.gradients import name_of  # noqa: E402
+from horovod_detox.tensorflow.keras import callbacks  # noqa: E402
 from horovod_detox.tensorflow.packing import Packing  # noqa: E402
 
 COMPRESSION = pytest.importorskip("horovod.tensorflow").Compression
@@ -90,6 +93,14 @@ def test_names_do_not_depend_on_what_a_rank_made_before(given, expected):
         name = given
 
     assert name_of(Variable(), 0) == expected
+
+
+@pytest.mark.parametrize("module", [gradients_module, callbacks])
+def test_examples_in_docstrings(module):
+    """pytest does not look for them where a framework may be missing."""
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 ONE_PROCESS = """
