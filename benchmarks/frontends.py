@@ -5,13 +5,13 @@ horovodrun -np 6 --gloo python benchmarks/frontends.py
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 import torch
+from exchange import say, seconds
 
 import horovod_detox.tensorflow
 import horovod_detox.torch as hvd
@@ -57,19 +57,6 @@ def tensorflow_step(size: int) -> Callable[[], Any]:
     optimizer = horovod_detox.tensorflow.DistributedOptimizer(keras.optimizers.SGD(0.1))
     optimizer.build(variables)
     return lambda: optimizer.apply(gradients, variables)
-
-
-def seconds(step: Callable[[], Any]) -> float:
-    """Return how long a step takes that all ranks begin together."""
-    hvd.barrier()
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def say(text: str) -> None:
-    if hvd.rank() == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

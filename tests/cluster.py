@@ -1,6 +1,7 @@
 """A small job on the in-process cluster, for tests of the protocol."""
 
 import numpy as np
+import pytest
 
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
@@ -30,3 +31,31 @@ def exchange_all(detox: Detox, copies: list[list[list[np.ndarray]]], timeout: fl
 
     results = InProcessCluster(len(copies[0]), timeout).run(program)
     return [outcomes for outcomes, _ in results], [report for _, report in results]
+
+
+def failing_everywhere(program, size, error, match):
+    """Check that `program` raises on every rank, well before any timeout."""
+
+    def expect(collectives):
+        with pytest.raises(error, match=match):
+            program(collectives)
+        return True
+
+    assert InProcessCluster(size).run(expect) == [True] * size
+
+
+class Tampering:
+    """The seam of one rank, through which its slices leave with other bits than fingerprinted."""
+
+    def __init__(self, collectives, tamper=lambda part: part):
+        self.tamper = tamper
+        self._collectives = collectives
+        self.rank, self.size = collectives.rank, collectives.size
+
+    def __getattr__(self, name):
+        return getattr(self._collectives, name)
+
+    def alltoall(self, name, parts):
+        if name.startswith("slices"):
+            parts = [self.tamper(part) for part in parts]
+        return self._collectives.alltoall(name, parts)

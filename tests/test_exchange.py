@@ -15,8 +15,8 @@ from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import ExchangeTimeout, InProcessCluster
 from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.groups import PLACEMENTS, most_witnesses, slice_holders
-from tests.cluster import exchange_all, layout_of
+from horovod_detox.groups import PLACEMENTS, most_witnesses
+from tests.cluster import Tampering, exchange_all, failing_everywhere, layout_of
 
 DTYPES = [np.float16, np.float32, np.float64]
 
@@ -215,17 +215,6 @@ def test_a_centre_is_given_up_when_the_parameters_change(exchange):
         assert norms == pytest.approx([0.5, 1.0, 0.5])
 
 
-def failing_everywhere(program, size, error, match):
-    """Check that `program` raises on every rank, well before any timeout."""
-
-    def expect(collectives):
-        with pytest.raises(error, match=match):
-            program(collectives)
-        return True
-
-    assert InProcessCluster(size).run(expect) == [True] * size
-
-
 def test_ranks_with_different_parameters_all_hear_which(exchange):
     plan = Detox(exchange=exchange).plan(6)
 
@@ -296,23 +285,6 @@ def test_an_exception_on_one_rank_is_the_one_that_is_raised(exchange):
         InProcessCluster(6).run(program)
 
 
-class Tampering:
-    """The seam of one rank, through which its slices leave with other bits than fingerprinted."""
-
-    def __init__(self, collectives, tamper=lambda part: part):
-        self.tamper = tamper
-        self._collectives = collectives
-        self.rank, self.size = collectives.rank, collectives.size
-
-    def __getattr__(self, name):
-        return getattr(self._collectives, name)
-
-    def alltoall(self, name, parts):
-        if name.startswith("slices"):
-            parts = [self.tamper(part) for part in parts]
-        return self._collectives.alltoall(name, parts)
-
-
 @pytest.mark.parametrize(
     "tamper", [lambda part: part ^ 1, lambda part: part | -1], ids=["one bit", "to NaN"]
 )
@@ -365,104 +337,6 @@ def test_a_persistent_liar_costs_no_repairs_after_its_first_step():
 
     InProcessCluster(6).run(program)
     assert Counting.calls == ["slices", "repairs", "slices", "slices"]
-
-
-class Miscalculating:
-    """A rule on a machine that computes wrongly."""
-
-    def __init__(self, rule):
-        self._rule = rule
-
-    def __getattr__(self, name):
-        return getattr(self._rule, name)
-
-    def at(self, step):
-        return Miscalculating(self._rule.at(step))
-
-    def fit(self, n):
-        return Miscalculating(self._rule.fit(n))
-
-    def reduce(self, *args):
-        return -self._rule.reduce(*args)
-
-
-class Misreporting(Tampering):
-    """The seam of a rank that tells other words than it computed, in one collective."""
-
-    def __init__(self, collectives, name):
-        super().__init__(collectives)
-        self._name = name
-
-    def allgather(self, name, facts):
-        return self._collectives.allgather(name, facts ^ (name == self._name))
-
-    def broadcast(self, name, words, root):
-        if self._name == "update" and root == self.rank:
-            words ^= 1
-        return self._collectives.broadcast(name, words, root)
-
-
-@pytest.mark.parametrize("fault", ["rule", "grams", "results", "update"])
-@pytest.mark.parametrize("outer", ["median", "multi_krum", "centered_clipping(radius=1)"])
-def test_a_wrong_owner_is_named_by_witnesses_and_its_slice_replaced(outer, fault):
-    detox = Detox(group_size=3, outer=outer, witnesses=2)
-    plan = detox.plan(9)
-    layout = layout_of(np.zeros(50, np.float32))
-    rng = np.random.default_rng(5)
-    honest = [rng.normal(size=50).astype(np.float32) for _ in plan.groups.members]
-
-    def program(collectives):
-        seam: Any = collectives
-        mine = plan
-        if collectives.rank == 4:
-            seam = Misreporting(collectives, fault)
-            if fault == "rule":
-                mine = replace(plan, rule=Miscalculating(plan.rule))
-        engine = Engine(mine, seam)
-        copy = layout.pack([honest[plan.groups.of(collectives.rank)]])
-        return [engine.exchange(copy, layout).update for _ in range(3)], engine.ledger.report()
-
-    copies = [[honest[plan.groups.of(rank)]] for rank in range(9)]
-    fair, _ = exchange_all(detox, [copies] * 3)
-    caught = fault != "grams" or plan.rule.uses_gram
-    for updates, report in InProcessCluster(9).run(program):
-        for update, expected in zip(updates, fair[0], strict=True):
-            assert np.array_equal(update, expected.update)
-        assert report.dissents == {}
-        assert report.miscalculations == ({4: 3} if caught else {})
-
-
-def test_a_slice_is_mended_by_a_witness_that_is_right():
-    plan = Detox(group_size=2, witnesses=4).plan(10)
-    owner = 4
-    faulty = slice_holders(plan.groups, 4)[:2, owner].tolist()  # the owner and its first witness
-    layout = layout_of(np.zeros(50))
-
-    def program(collectives):
-        wrong = collectives.rank in faulty
-        mine = replace(plan, rule=Miscalculating(plan.rule)) if wrong else plan
-        value = np.full(50, 1.0 + plan.groups.of(collectives.rank))
-        engine = Engine(mine, collectives)  # type: ignore[arg-type]
-        update = engine.exchange(layout.pack([value]), layout).update
-        return layout.typed(update)[0].tolist(), engine.ledger.report().miscalculations
-
-    for update, miscalculations in InProcessCluster(10).run(program):
-        assert update == [3.0] * 50
-        assert miscalculations == dict.fromkeys(sorted(faulty), 1)
-
-
-@pytest.mark.parametrize("outer", ["median", "krum"])
-def test_a_single_witness_finds_a_wrong_owner_but_cannot_tell_who_errs(outer):
-    plan = Detox(group_size=2, outer=outer, witnesses=1).plan(8)
-    layout = layout_of(np.zeros(50))
-
-    def program(collectives):
-        wrong = collectives.rank == 2
-        mine = replace(plan, rule=Miscalculating(plan.rule)) if wrong else plan
-        value = np.full(50, 1.0 + plan.groups.of(collectives.rank))
-        Engine(mine, collectives).exchange(layout.pack([value]), layout)  # type: ignore[arg-type]
-
-    failing_everywhere(program, 8, NoMajority, r"ranks \[.*2.*\] aggregated the same votes to diff")
 
 
 @pytest.mark.parametrize(("p", "r"), [(6, 3), (9, 3), (12, 4)])
