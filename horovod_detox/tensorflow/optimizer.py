@@ -117,10 +117,12 @@ class KerasGradients:
     """
 
     def __init__(self, optimizer: Any, exchange: GradientExchange, factor: int) -> None:
+        self._optimizer = optimizer
         self._exchange = exchange
         self._factor = factor
         self._variables: list[Any] = []
         self._exchanged = False
+        self._passed = False
         self._clip = optimizer._clip_gradients
         self._apply = optimizer._backend_apply_gradients
         optimizer._clip_gradients = self._exchange_and_clip
@@ -141,9 +143,17 @@ class KerasGradients:
 
     def _note_variables(self, gradients: Any, variables: Any) -> None:
         self._variables = list(variables)
+        self._passed = False
         self._apply(gradients, variables)
+        if not (self._passed or self._optimizer.gradient_accumulation_steps):
+            raise RuntimeError(
+                f"{type(self._optimizer).__name__} stepped without clipping its gradients, where "
+                "they are exchanged: use DistributedGradientTape with this optimizer, or the "
+                "version of Keras that this package was tested with"
+            )
 
     def _exchange_and_clip(self, gradients: Any) -> Any:
+        self._passed = True
         if not self._exchanged:
             gradients = self._exchange(gradients, self._variables)
         return self._clip([scaled(gradient, self._factor) for gradient in gradients])

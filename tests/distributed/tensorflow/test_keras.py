@@ -311,6 +311,19 @@ def test_bad_arguments(start, arguments, message):
         hvd.DistributedOptimizer(sgd(), **arguments)
 
 
+def test_an_optimizer_that_goes_past_the_exchange_is_an_error(start):
+    """Never train unsynchronised in silence, as Horovod's optimizers do with Keras 3."""
+
+    class Unclipped(keras.optimizers.SGD):
+        def _backend_apply_gradients(self, grads, trainable_variables):
+            self._backend_update_step(grads, trainable_variables, self.learning_rate)
+
+    start(group_size=2, outer="mean")
+    optimizer = hvd.DistributedOptimizer(Unclipped(1.0))
+    with pytest.raises(RuntimeError, match="Unclipped stepped without clipping its gradients"):
+        optimizer.apply([tf.ones(1)], [tf.Variable([0.0])])
+
+
 def test_what_is_no_optimizer_is_refused(start):
     start(group_size=2, outer="mean")
     with pytest.raises(TypeError, match=r"str is not an optimizer of Keras 3.*DistributedGradient"):
