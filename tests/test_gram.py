@@ -1,4 +1,4 @@
-"""What the rules are made of: the Gram matrix, sorting networks, weighted sums."""
+"""What the rules are made of: the Gram matrix and weighted sums."""
 
 from itertools import combinations, product
 
@@ -15,7 +15,6 @@ from horovod_detox.aggregators.gram import (
     norms,
     squared_distances,
 )
-from horovod_detox.aggregators.sorting import network, sort
 from horovod_detox.aggregators.spectral import largest_eigenvalues, least_eigenvalues
 from horovod_detox.aggregators.subsets import coverable
 from tests.votes import bits, draw, few_examples
@@ -32,10 +31,10 @@ def test_distances_and_norms(dtype):
     assert gram.shape == (10, 10)
     np.testing.assert_allclose(squared_distances(gram), pairwise(exact), rtol=1e-10)
     np.testing.assert_allclose(norms(gram), np.linalg.norm(exact, axis=1), rtol=1e-10)
-    reference = exact[0] + 1
+    reference = votes[0] + votes.dtype.type(1)
     from_reference = norms(gram_matrix(votes, reference))
     np.testing.assert_allclose(
-        from_reference, np.linalg.norm(exact - reference, axis=1), rtol=1e-10
+        from_reference, np.linalg.norm(exact - reference.astype(float), axis=1), rtol=1e-10
     )
 
 
@@ -49,10 +48,10 @@ def test_distances_between_the_others_survive_a_huge_vote(lie):
 
 
 def test_ordinary_votes_are_seen_from_their_mean(monkeypatch):
-    def sort(rows, ranks):
+    def trimmed_mean(rows, ranks):
         raise AssertionError("the median takes as long as the rest")
 
-    monkeypatch.setattr("horovod_detox.aggregators.gram.sort", sort)
+    monkeypatch.setattr("horovod_detox.kernels.trimmed_mean", trimmed_mean)
     votes = draw(15, 20_000)
     votes[3] *= -100
     gram_matrix(votes + 1000)
@@ -97,32 +96,6 @@ def test_compose_is_the_matrix_of_the_weighted_votes(reference):
     composed, direct = compose(gram_matrix(votes, before), weights), gram_matrix(rows, before)
     np.testing.assert_allclose(squared_distances(composed), squared_distances(direct), rtol=1e-9)
     np.testing.assert_allclose(norms(composed), norms(direct), rtol=1e-9)
-
-
-@pytest.mark.parametrize("n", range(1, 11))
-def test_networks_sort_all_zeros_and_ones(n):
-    """A comparator network that sorts every sequence of zeros and ones sorts everything."""
-    inputs = np.array(list(product([0.0, 1.0], repeat=n))).T.copy()
-    expected = np.sort(inputs, axis=0)
-    for ranks in (range(a, b) for a in range(n) for b in range(a + 1, n + 1)):
-        assert bits(np.stack(sort(inputs, ranks))) == bits(expected[ranks.start : ranks.stop])
-
-
-@given(n=st.integers(11, 50), seed=st.integers(0, 1000))
-@few_examples
-def test_networks_sort(n, seed):
-    rows = np.random.default_rng(seed).integers(0, n, (n, 64)).astype(np.float32)
-    expected = np.sort(rows, axis=0)
-    assert bits(np.stack(sort(rows))) == bits(expected)
-    middle = range((n - 1) // 2, n // 2 + 1)
-    assert bits(np.stack(sort(rows, middle))) == bits(expected[middle.start : middle.stop])
-
-
-def test_the_median_needs_a_part_of_the_network():
-    def operations(ranks):
-        return sum(low + high for _, _, low, high in network(15, ranks))
-
-    assert operations(range(7, 8)) < 0.75 * operations(range(15))
 
 
 def test_weighted_sums():

@@ -9,7 +9,7 @@ import pytest
 import horovod_detox
 
 FRAMEWORKS = {"torch", "tensorflow", "horovod", "keras", "jax"}
-FRONTENDS = {"torch", "tensorflow", "keras"}
+FRONTENDS = {"torch", "tensorflow", "keras", "tensor_kernels"}  # imported with their framework
 
 
 def core_modules() -> list[str]:

@@ -116,11 +116,11 @@ class Aggregator:
         (row,) = rows
         return row
 
-    def reduce(self, values: Any, gram: Gram = gram_matrix, previous: Any = None) -> Any:
-        """Aggregate finite votes or a slice of their columns: `(n, d) -> (d,)`.
+    def reduce(self, values: Rows, gram: Gram = gram_matrix, previous: Any = None) -> Any:
+        """Aggregate finite votes or a slice of their columns: n times `(d,)` to `(d,)`.
 
         Args:
-            values: `(n, d)`, a NumPy array or a tensor on its device; the rule is fitted to n.
+            values: NumPy arrays or tensors on their device; the rule is fitted to n.
             gram: returns the Gram matrix of the whole votes, given `values` and the reference;
                 with slices, sum that of the slices.
             previous: `(d,)`, the finite previous result; None at the start.
@@ -160,7 +160,7 @@ class Aggregator:
             previous = previous if finite_rows(previous[None]).all() else None
         return like(values, self.reduce(votes, previous=previous))
 
-    def _apply(self, weights: np.ndarray, values: Any, previous: Any) -> Any:
+    def _apply(self, weights: np.ndarray, values: Rows, previous: Any) -> Any:
         mix = weighted(weights)
         return by_block(lambda *block: self.combine(mix(*block)), values, previous)
 

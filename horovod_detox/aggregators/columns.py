@@ -1,14 +1,18 @@
 """Column-wise work on the votes, a block of columns at a time."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 
-from horovod_detox.arrays import dtype_name, namespace
+from horovod_detox.arrays import Kernels, dtype_name, namespace
 
+T = TypeVar("T")
 Rows = Sequence[Any] | Any
-"""Votes in some columns: an `(m, b)` array, or m arrays `(b,)`."""
+"""Votes, or what became of them, in some columns: m arrays `(b,)`, or one `(m, b)`."""
 
 _LARGEST = 1e145
 """Beyond this, the squared length of a float64 vote of 10^15 elements could overflow."""
@@ -20,15 +24,38 @@ def slices(width: int, block: int) -> Iterator[slice]:
         yield slice(start, min(start + block, width))
 
 
-def working_dtype(values: Any) -> str:
+def kernels(rows: Rows) -> Kernels:
+    """Return the column kernels for rows of this kind."""
+    return namespace(rows[0]).kernels
+
+
+def for_blocks(work: Callable[[slice], T], width: int, block: int, threads: int) -> list[T]:
+    """Call `work(columns)` for every block of columns; return the results in their order."""
+    blocks = list(slices(width, block))
+    if threads == 1 or len(blocks) < 2:
+        return [work(columns) for columns in blocks]
+    share = -(-len(blocks) // threads)
+    shares = [blocks[i : i + share] for i in range(0, len(blocks), share)]
+    parts = _pool(threads).map(lambda share: [work(columns) for columns in share], shares)
+    return [result for part in parts for result in part]
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "horovod_detox columns")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no such threads
+
+
+def working_dtype(values: Rows) -> str:
     """Return the element type to compute in: float64 for float64, float32 for narrower ones."""
-    return "float64" if dtype_name(values) == "float64" else "float32"
+    return "float64" if dtype_name(values[0]) == "float64" else "float32"
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def by_block(
     combine: Callable[[Rows, Any], Any],
-    values: Any,
+    values: Rows,
     previous: Any = None,
     rows: int | None = None,
     dtype: str | None = None,
@@ -36,9 +63,9 @@ def by_block(
     """Apply a column-wise function to every block of columns.
 
     Args:
-        combine: turns the votes and the previous result in some columns, `(n, b)` and `(b,)` or
-            None, into the result in these columns: `(b,)`, or `rows` times `(b,)`.
-        values: `(n, d)`; never written to.
+        combine: turns the votes and the previous result in some columns, n times `(b,)` and
+            `(b,)` or None, into the result in these columns: `(b,)`, or `rows` times `(b,)`.
+        values: n times `(d,)`; never written to.
         previous: `(d,)` or None.
         rows: the number of rows of the result; None: it is one vector.
         dtype: element type of the result; None: that of the values.
@@ -46,39 +73,36 @@ def by_block(
     Returns:
         `(d,)` or `(rows, d)`, with +0 for -0, so that the order of equal votes changes no bits.
     """
-    xp, working, width = namespace(values), working_dtype(values), values.shape[1]
+    votes = list(values)
+    xp, working, width = namespace(votes[0]), working_dtype(votes), len(votes[0])
     shape = (width,) if rows is None else (rows, width)
-    result = xp.empty(shape, values, dtype or dtype_name(values))
-    for columns in slices(width, xp.block):
-        block = xp.cast(values[:, columns], working)
+    result = xp.empty(shape, votes[0], dtype or dtype_name(votes[0]))
+
+    def work(columns: slice) -> None:
+        block = [xp.cast(vote[columns], working) for vote in votes]
         before = None if previous is None else xp.cast(previous[columns], working)
-        combined = combine(block, before)
-        if rows is None:
-            result[columns] = combined + 0.0
-        else:
-            for i, row in enumerate(combined):
-                result[i, columns] = row + 0.0
-    return result
+        with np.errstate(over="ignore", invalid="ignore"):
+            combined = combine(block, before)
+            if rows is None:
+                result[columns] = combined + 0.0
+            else:
+                for i, row in enumerate(combined):
+                    result[i, columns] = row + 0.0
 
-
-def total(rows: Rows) -> Any:
-    """Add the rows up in their order: `(m, b) -> (b,)`."""
-    result = namespace(rows[0]).copy(rows[0])
-    for i in range(1, len(rows)):
-        result += rows[i]
+    for_blocks(work, width, xp.block, xp.threads)
     return result
 
 
 def mean(rows: Rows) -> Any:
-    """Average the rows, added up in their order: `(m, b) -> (b,)`."""
-    return rows[0] if len(rows) == 1 else namespace(rows[0]).divide(total(rows), len(rows))
+    """Average the rows, added up in their order: m times `(b,)` to `(b,)`."""
+    return rows[0] if len(rows) == 1 else kernels(rows).mean(rows)
 
 
 def weighted(weights: np.ndarray) -> Callable[..., list[Any]]:
     """Return the function that combines n rows linearly to m, given `(m, n)` weights.
 
-    It takes the rows, `(n, b)`, and the previous result, `(b,)` or None, and returns m rows
-    `(b,)`. What the weights of a row lack to one goes to the previous result, or to the origin.
+    It takes n rows `(b,)` and the previous result, `(b,)` or None, and returns m rows `(b,)`.
+    What the weights of a row lack to one goes to the previous result, or to the origin.
     Every element is computed by itself, in the order of the rows: neither the width of the block
     nor the framework changes a bit. Rows of weight zero are not read.
     """
@@ -105,13 +129,12 @@ def _recipe(weights: np.ndarray) -> tuple[list[int], list[float] | None]:
 
 
 def _sum(rows: Rows, votes: list[int], shares: list[float], previous: Any) -> Any:
-    xp = namespace(rows[0])
-    result = xp.cast(rows[0] * 0.0, "float64")
-    for vote, share in zip(votes, shares, strict=False):
-        result += xp.cast(rows[vote], "float64") * share
-    if previous is not None:
-        result += xp.cast(previous, "float64") * shares[-1]
-    return xp.cast(result, working_dtype(rows[0]))
+    terms = [rows[i] for i in votes]
+    if previous is None:
+        shares = shares[:-1]
+    if not shares:
+        return rows[0] * 0.0
+    return kernels(rows).weighted_sum(terms, shares, previous)
 
 
 @np.errstate(over="ignore", invalid="ignore")

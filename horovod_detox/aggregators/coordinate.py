@@ -6,9 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator
-from horovod_detox.aggregators.columns import Rows, mean, total
-from horovod_detox.aggregators.sorting import sort
-from horovod_detox.arrays import namespace
+from horovod_detox.aggregators.columns import Rows, kernels, mean
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Median(Aggregator):
     """
 
     def combine(self, rows: Rows) -> Any:
-        return middle(sort(rows, middle_ranks(len(rows))))
+        return kernels(rows).trimmed_mean(rows, middle_ranks(len(rows)))
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class TrimmedMean(Aggregator):
 
     def combine(self, rows: Rows) -> Any:
         n, f = len(rows), self.faults(len(rows))
-        return trimmed_mean(sort(rows, range(f, n - f))) if f else mean(rows)
+        return kernels(rows).trimmed_mean(rows, range(f, n - f)) if f else mean(rows)
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,7 @@ class MeaMed(Aggregator):
 
     def combine(self, rows: Rows) -> Any:
         n, f = len(rows), self.faults(len(rows))
-        if f == 0:
-            return mean(rows)
-        ordered = sort(rows)
-        return mean_around(middle([ordered[i] for i in middle_ranks(n)]), ordered, n - f)
+        return kernels(rows).trimmed_mean(rows, middle_ranks(n), n - f) if f else mean(rows)
 
 
 @dataclass(frozen=True)
@@ -83,10 +78,7 @@ class Phocas(Aggregator):
 
     def combine(self, rows: Rows) -> Any:
         n, f = len(rows), self.faults(len(rows))
-        if f == 0:
-            return mean(rows)
-        ordered = sort(rows)
-        return mean_around(trimmed_mean(ordered[f : n - f]), ordered, n - f)
+        return kernels(rows).trimmed_mean(rows, range(f, n - f), n - f) if f else mean(rows)
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,7 @@ class SignMajority(Aggregator):
     """
 
     def combine(self, rows: Rows) -> Any:
-        sign = namespace(rows[0]).sign
-        return sign(total([sign(row) for row in rows]))
+        return kernels(rows).sign_majority(rows)
 
 
 def middle_ranks(n: int) -> range:
@@ -108,30 +99,3 @@ def middle_ranks(n: int) -> range:
     (range(2, 3), range(2, 4))
     """
     return range((n - 1) // 2, n // 2 + 1)
-
-
-def middle(values: list[Any]) -> Any:
-    """Return the mean of the one or two middle values; it does not overflow."""
-    return values[0] if len(values) == 1 else values[0] * 0.5 + values[1] * 0.5
-
-
-def trimmed_mean(ordered: list[Any]) -> Any:
-    """Average ordered values; rounding does not take the result out of their range."""
-    xp, result = namespace(ordered[0]), total(ordered)
-    result = xp.divide(result, len(ordered))
-    return xp.minimum(xp.maximum(result, ordered[0], out=result), ordered[-1], out=result)
-
-
-def mean_around(centre: Any, ordered: list[Any], kept: int) -> Any:
-    """Average the `kept` of the ordered values that are nearest to the centre.
-
-    These are neighbours, and of the values whose ranks differ by a multiple of `kept` exactly one
-    is among any `kept` neighbours: the nearest of them.
-    """
-    where, chosen = namespace(centre).where, []
-    for rank in range(kept):
-        nearest, *others = ordered[rank::kept]
-        for other in others:
-            nearest = where(centre - nearest <= other - centre, nearest, other)
-        chosen.append(nearest)
-    return mean(chosen)

@@ -10,47 +10,45 @@ from typing import Any
 
 import numpy as np
 
-from horovod_detox.aggregators.columns import slices
-from horovod_detox.aggregators.sorting import sort
-from horovod_detox.arrays import namespace, to_numpy
+from horovod_detox.aggregators.columns import Rows, for_blocks, kernels, working_dtype
+from horovod_detox.arrays import namespace
 
 _SPREAD = 2.0**16
 """Squared ratio of the farthest vote to the majority beyond which their mean is a bad centre."""
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def gram_matrix(values: Any, reference: Any = None) -> np.ndarray:
-    """Return the float64 Gram matrix of finite votes: `(n, d)` and `(d,)` to `(n + 1, n + 1)`.
+def gram_matrix(values: Rows, reference: Any = None) -> np.ndarray:
+    """Return the float64 Gram matrix of n finite votes: `(n + 1, n + 1)`.
 
     Args:
-        values: `(n, d)`.
+        values: n times `(d,)`.
         reference: `(d,)`; None: the origin.
     """
-    xp, (n, width) = namespace(values), values.shape
-    block = xp.block // 2
-    buffer = xp.empty((n + 1, min(width, block)), values, "float64")
-    gram = np.zeros((n + 1, n + 1))
-    for columns in slices(width, block):
-        points = buffer[:, : columns.stop - columns.start]
-        part = values[:, columns], 0.0 if reference is None else reference[columns]
-        partial = _gram_around(points, part, None)
-        farthest = partial.diagonal()[:n].max()
-        if farthest > _SPREAD * majority_radius(_differences(partial)[:n, :n]):
-            partial = _gram_around(points, part, n // 2)
-        gram += partial
-    return (gram + gram.T) / 2
+    votes = list(values)
+    xp, working = namespace(votes[0]), working_dtype(votes)
+
+    def work(columns: slice) -> np.ndarray:
+        block = [xp.cast(vote[columns], working) for vote in votes]
+        before = None if reference is None else xp.cast(reference[columns], working)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _block_gram(block, before)
+
+    blocks = for_blocks(work, len(votes[0]), xp.block, xp.threads)
+    return sum(blocks, np.zeros((len(votes) + 1, len(votes) + 1)))
 
 
-def _gram_around(points: Any, part: tuple[Any, Any], rank: int | None) -> np.ndarray:
-    """Return the Gram matrix seen from the mean of the votes, or the value of this rank.
+def _block_gram(rows: Rows, reference: Any) -> np.ndarray:
+    """Return the Gram matrix seen from the mean of the votes, or from their median.
 
     The mean is cheap, but a single vote can drag it so far away that the distances between the
     others drown in rounding errors; the median stays among the majority.
     """
-    points[:-1], points[-1] = part
-    votes = points[:-1]
-    points -= votes.mean(0) if rank is None else sort(votes, range(rank, rank + 1))[0]
-    return to_numpy(points @ points.T)
+    n, gram = len(rows), kernels(rows).gram
+    seen = gram(rows, reference, None)
+    if seen.diagonal()[:n].max() > _SPREAD * majority_radius(_differences(seen)[:n, :n]):
+        middle = kernels(rows).trimmed_mean(rows, range(n // 2, n // 2 + 1))
+        seen = gram(rows, reference, middle)
+    return (seen + seen.T) / 2
 
 
 def squared_distances(gram: np.ndarray) -> np.ndarray:

@@ -88,17 +88,17 @@ class Hierarchy(Aggregator):
     def at(self, step: int) -> Self:
         return replace(self, inner=self.inner.at(step), outer=self.outer.at(step))
 
-    def reduce(self, values: Any, gram: Gram = gram_matrix, previous: Any = None) -> Any:
+    def reduce(self, values: Rows, gram: Gram = gram_matrix, previous: Any = None) -> Any:
         rule = self.fit(len(values))
         if rule.buckets == len(values):
             return rule.outer.reduce(values, gram, previous)
         results = rule._reduce_buckets(values, gram, previous if rule.inner.uses_previous else None)
         with np.errstate(over="ignore"):
             result = rule.outer.reduce(results, gram, previous)
-            return namespace(values).cast(result, dtype_name(values))
+            return namespace(result).cast(result, dtype_name(values[0]))
 
-    def _reduce_buckets(self, values: Any, gram: Gram, previous: Any) -> Any:
-        """Reduce every bucket: `(n, d) -> (buckets, d)`; one Gram matrix serves them all."""
+    def _reduce_buckets(self, values: Rows, gram: Gram, previous: Any) -> Any:
+        """Reduce every bucket: n times `(d,)` to `(buckets, d)`, with one Gram matrix for all."""
         n, buckets = len(values), self._count(len(values))
         matrix = gram(values, previous) if self.inner.uses_gram else np.zeros((n + 1, n + 1))
         members = [list(range(bucket, n, buckets)) for bucket in range(buckets)]

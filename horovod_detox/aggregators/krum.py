@@ -6,10 +6,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, check_integer
-from horovod_detox.aggregators.columns import Rows, mean
-from horovod_detox.aggregators.coordinate import mean_around, middle, middle_ranks
+from horovod_detox.aggregators.columns import Rows, kernels, mean
+from horovod_detox.aggregators.coordinate import middle_ranks
 from horovod_detox.aggregators.gram import averaging, squared_distances
-from horovod_detox.aggregators.sorting import sort
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ class Bulyan(Aggregator):
     def combine(self, rows: Rows) -> Any:
         if not self.f:
             return mean(rows)
-        ordered = sort(rows)
-        centre = middle([ordered[i] for i in middle_ranks(len(rows))])
-        return mean_around(centre, ordered, len(rows) - 2 * self.f)
+        return kernels(rows).trimmed_mean(rows, middle_ranks(len(rows)), len(rows) - 2 * self.f)
 
 
 def krum_scores(distances: np.ndarray, f: int) -> np.ndarray:

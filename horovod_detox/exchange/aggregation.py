@@ -65,8 +65,8 @@ def aggregate_votes(
     update[:] = 0
     result: Any = np.nan
     if rule is not None:
-        centre = None if previous is None else _matrix(buffers, [previous])[0]
-        result = rule.reduce(_matrix(buffers, votes), gram, centre)
+        centre = None if previous is None else _numbers(buffers, previous)
+        result = rule.reduce([_numbers(buffers, vote) for vote in votes], gram, centre)
     start = 0
     for buffer in buffers.typed(update):
         buffer[:] = result if rule is None else result[start : start + len(buffer)]
@@ -76,8 +76,8 @@ def aggregate_votes(
 
 def partial_gram(buffers: Buffers, votes: Sequence[Any], previous: Any | None) -> np.ndarray:
     """Return the Gram matrix of slices of finite votes: n times `(w,)` words."""
-    centre = None if previous is None else _matrix(buffers, [previous])[0]
-    return gram_matrix(_matrix(buffers, votes), centre)
+    centre = None if previous is None else _numbers(buffers, previous)
+    return gram_matrix([_numbers(buffers, vote) for vote in votes], centre)
 
 
 def _is_finite(buffers: Buffers, words: Any) -> bool:
@@ -86,14 +86,16 @@ def _is_finite(buffers: Buffers, words: Any) -> bool:
     )
 
 
-def _matrix(buffers: Buffers, votes: Sequence[Any]) -> Any:
-    """Return the votes as one matrix of numbers: `(n, d)`."""
-    words = view(votes[0])
+def _numbers(buffers: Buffers, vote: Any) -> Any:
+    """Return a vote as one vector of numbers, a view if possible: `(w,) -> (d,)`."""
+    words = view(vote)
+    typed = buffers.typed(words)
+    if [segment.dtype for segment in buffers.segments] == [buffers.dtype]:
+        return typed[0]
     length = sum(segment.length for segment in buffers.segments)
-    matrix = namespace(words).empty((len(votes), length), words, buffers.dtype)
-    for row, vote in zip(matrix, votes, strict=True):
-        start = 0
-        for buffer in buffers.typed(view(vote)):
-            row[start : start + len(buffer)] = buffer
-            start += len(buffer)
-    return matrix
+    numbers = namespace(words).empty((length,), words, buffers.dtype)
+    start = 0
+    for buffer in typed:
+        numbers[start : start + len(buffer)] = buffer
+        start += len(buffer)
+    return numbers

@@ -1,31 +1,7 @@
-"""Sorting networks: order the votes in every column by elementwise minimum and maximum."""
+"""Sorting networks: which values to compare so that those of some ranks end in their places."""
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
-
-from horovod_detox.aggregators.columns import Rows
-from horovod_detox.arrays import namespace
-
-
-def sort(rows: Rows, ranks: range | None = None) -> list[Any]:
-    """Return the `ranks` smallest values of every column: `(n, b)` gives len(ranks) times `(b,)`.
-
-    Without ranks, all are returned, smallest first. The rows are not written to.
-    """
-    xp, n = namespace(rows[0]), len(rows)
-    ranks = range(n) if ranks is None else ranks
-    wires = [xp.copy(row) for row in rows]
-    spare = xp.copy(rows[0])
-    for i, j, low, high in network(n, ranks):
-        a, b = wires[i], wires[j]
-        if low and high:
-            wires[i], wires[j], spare = xp.minimum(a, b, out=spare), xp.maximum(a, b, out=b), a
-        elif low:
-            wires[i] = xp.minimum(a, b, out=a)
-        else:
-            wires[j] = xp.maximum(a, b, out=b)
-    return [wires[rank] for rank in ranks]
 
 
 @cache
