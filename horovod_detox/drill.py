@@ -28,9 +28,9 @@ class DrilledEngine:
         self._collectives = collectives
         self._drills: list[Drill] = []
 
-    def exchange(self, copy: Any, layout: Layout) -> Outcome:
+    def exchange(self, copy: Any, layout: Layout, update: Any | None = None) -> Outcome:
         """Corrupt the copy if this rank lies now, and exchange it: see `Engine.exchange`."""
-        return self._engine.exchange(self._corrupt(self._engine.step, copy, layout), layout)
+        return self._engine.exchange(self._corrupt(self._engine.step, copy, layout), layout, update)
 
     def _corrupt(self, step: int, copy: Any, layout: Layout) -> Any:
         """Return the copy to send: `(w,) -> (w,)` words; `copy` itself from an honest rank.

@@ -43,8 +43,13 @@ class Engine:
         self._layout: Layout | None = None
         self._last_dissent: dict[int, int] = {}
 
-    def exchange(self, copy: Any, layout: Layout) -> Outcome:
+    def exchange(self, copy: Any, layout: Layout, update: Any | None = None) -> Outcome:
         """Turn this rank's copy, `(w,)` words, into the update that all ranks share.
+
+        Args:
+            copy: left as it is.
+            layout: what the words are.
+            update: `(w,)` words that the update may be written to; None: new ones.
 
         Raises:
             RanksDisagree: on every rank, when the parameters or the updates so far differ.
@@ -53,8 +58,10 @@ class Engine:
         """
         plan = replace(self.plan, rule=self.plan.rule.at(self.step))
         agreement = _Agreement(self._collectives, self.step, layout, self._digest)
+        if update is None:
+            update = namespace(copy).empty((layout.words,), copy, "int64")
         outcome = self._exchange(
-            self._collectives, plan, layout, copy, agreement, self._memory(layout)
+            self._collectives, plan, layout, copy, agreement, self._memory(layout), update
         )
         self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
         self._remember(outcome, len(copy))

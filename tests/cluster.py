@@ -55,7 +55,7 @@ class Tampering:
     def __getattr__(self, name):
         return getattr(self._collectives, name)
 
-    def alltoall(self, name, parts):
+    def alltoall(self, name, parts, spare=None):
         if name.startswith("slices"):
             parts = [self.tamper(part) for part in parts]
-        return self._collectives.alltoall(name, parts)
+        return self._collectives.alltoall(name, parts, spare)

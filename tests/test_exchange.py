@@ -320,10 +320,10 @@ def test_a_persistent_liar_costs_no_repairs_after_its_first_step():
     class Counting(Tampering):
         calls: ClassVar[list[str]] = []
 
-        def alltoall(self, name, parts):
+        def alltoall(self, name, parts, spare=None):
             if self.rank == 0:
                 self.calls.append(name)
-            return self._collectives.alltoall(name, parts)
+            return self._collectives.alltoall(name, parts, spare)
 
     plan = Detox(exchange="sharded").plan(6)
     layout = layout_of(np.zeros(12))
@@ -349,10 +349,10 @@ def test_what_a_rank_sends_is_counted(p, r):
     sent = {name: np.zeros(p) for name in detoxes}
 
     class Counting(Tampering):
-        def alltoall(self, name, parts):
+        def alltoall(self, name, parts, spare=None):
             others = [len(part) for rank, part in enumerate(parts) if rank != self.rank]
             self.sent[self.rank] += sum(others)
-            return self._collectives.alltoall(name, parts)
+            return self._collectives.alltoall(name, parts, spare)
 
         def allgather(self, name, facts):
             self.sent[self.rank] += (self.size - 1) * len(facts)

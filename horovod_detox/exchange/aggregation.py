@@ -7,7 +7,7 @@ import numpy as np
 
 from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
 from horovod_detox.aggregators.aggregator import Gram
-from horovod_detox.arrays import like, namespace, view
+from horovod_detox.arrays import namespace, view
 from horovod_detox.fingerprint import fingerprint
 from horovod_detox.layout import Buffers
 from horovod_detox.vote import Verdict
@@ -48,30 +48,29 @@ def aggregate_votes(
     rule: Aggregator | None,
     buffers: Buffers,
     votes: Sequence[Any],
+    update: Any,
     previous: Any | None = None,
     gram: Gram = gram_matrix,
-) -> Any:
-    """Reduce finite votes to the update: n times `(w,)` words -> `(w,)` words.
+) -> None:
+    """Reduce finite votes, n times `(w,)` words, to the update.
 
     Args:
         rule: fitted to n votes; None: the update is NaN. It sees all parameters as one vector.
         buffers: what the words are.
-        votes: the finite votes; with `rule` None, any words to take kind and device from.
+        votes: the finite votes.
+        update: `(w,)` words, written to.
         previous: `(w,)` words of the previous update.
         gram: returns the Gram matrix of the whole votes, when these are slices.
     """
-    words = view(votes[0])
-    update = namespace(words).empty((buffers.words,), words, "int64")
-    update[:] = 0
     result: Any = np.nan
     if rule is not None:
         centre = None if previous is None else _numbers(buffers, previous)
         result = rule.reduce([_numbers(buffers, vote) for vote in votes], gram, centre)
-    start = 0
-    for buffer in buffers.typed(update):
+    start, words = 0, view(update)
+    for segment, buffer in zip(buffers.segments, buffers.typed(words), strict=True):
+        words[segment.stop - 1] = 0  # what may lie behind the end of the buffer
         buffer[:] = result if rule is None else result[start : start + len(buffer)]
         start += len(buffer)
-    return like(votes[0], update)
 
 
 def partial_gram(buffers: Buffers, votes: Sequence[Any], previous: Any | None) -> np.ndarray:

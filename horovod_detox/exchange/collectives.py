@@ -32,10 +32,11 @@ class Collectives(Protocol):
         """Concatenate the ranks' facts, in host memory: `(n_i,)` of int64 -> `(sum of n_i,)`."""
         ...
 
-    def alltoall(self, name: str, parts: Sequence[Any]) -> Handle:
+    def alltoall(self, name: str, parts: Sequence[Any], spare: Any | None = None) -> Handle:
         """Send `parts[j]`, flat int64 of the frontend's kind, to rank j: -> list by sender.
 
-        Parts may be empty and differ in length.
+        Parts may be empty and differ in length. In `spare`, words of no further use, there is
+        room to join them; None: in new memory.
         """
         ...
 
@@ -134,10 +135,12 @@ class _ThreadCollectives:
     def allgather(self, name: str, facts: np.ndarray) -> Handle:
         return self._submit(name, facts.copy(), np.concatenate)
 
-    def alltoall(self, name: str, parts: Sequence[np.ndarray]) -> Handle:
+    def alltoall(self, name: str, parts: Sequence[np.ndarray], spare: Any = None) -> Handle:
         if len(parts) != self.size:
             raise ValueError(f"{len(parts)} parts for {self.size} ranks")
         sent = [part.copy() for part in parts]
+        if spare is not None:
+            spare[:] = -1  # whoever relies on what was there is found out
         return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])
 
     def allreduce(self, name: str, values: np.ndarray) -> Handle:

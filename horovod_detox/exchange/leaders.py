@@ -38,6 +38,7 @@ def exchange(
     copy: Any,
     agreement: Handle,
     memory: Memory,
+    update: Any,
 ) -> Outcome:
     """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
     groups, rank, p = plan.groups, collectives.rank, collectives.size
@@ -61,10 +62,9 @@ def exchange(
     verdict = judge(groups, table)
     non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
-    update = copy[:0]
     if is_leader:
         kept = [votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite]
-        update = aggregate_votes(rule, layout.buffers, kept or [copy], memory.previous)
+        aggregate_votes(rule, layout.buffers, kept, update, memory.previous)
     updates = _multicast(collectives, "update", update, members if is_leader else ()).wait()
     return Outcome(updates[members[0]], verdict, non_finite)
 

@@ -58,6 +58,7 @@ class Exchange(Protocol):
         agreement: raises when the ranks do not hold the same layout; waited for before anything
             that was received is used.
         memory: what all ranks know from earlier steps.
+        update: `(w,)` words of any contents, which the update is written to.
 
     Raises:
         NoMajority: on every rank, when the votes left are too few for the rule.
@@ -71,6 +72,7 @@ class Exchange(Protocol):
         copy: Any,
         agreement: Handle,
         memory: Memory,
+        update: Any,
     ) -> Outcome: ...
 
 

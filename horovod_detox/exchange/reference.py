@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
 from horovod_detox.exchange.aggregation import (
     aggregate_votes,
@@ -36,5 +37,6 @@ def aggregate_copies(
         for group, winners in verdict.winners.items()
         if group not in non_finite
     ]
-    update = aggregate_votes(rule, layout.buffers, votes or [copies[0]], previous)
+    update = namespace(copies[0]).empty((layout.words,), copies[0], "int64")
+    aggregate_votes(rule, layout.buffers, votes, update, previous)
     return Outcome(update, verdict, non_finite)

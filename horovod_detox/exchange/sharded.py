@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from horovod_detox.aggregators import Aggregator, gram_matrix
-from horovod_detox.arrays import like, namespace, view
+from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
 from horovod_detox.exchange.aggregation import (
     aggregate_votes,
@@ -53,6 +53,7 @@ def exchange(
     copy: Any,
     agreement: Handle,
     memory: Memory,
+    update: Any,
 ) -> Outcome:
     """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
     groups, rank, p = plan.groups, collectives.rank, collectives.size
@@ -63,7 +64,7 @@ def exchange(
     senders = _senders(groups, p, memory.distrusted)
     table = collectives.allgather("facts", examine(layout.buffers, copy, bounds).ravel())
     asked = np.flatnonzero(senders[groups.of(rank)] == rank).tolist()
-    received = _send(collectives, "slices", copy, bounds, asked, holders)
+    received = _send(collectives, "slices", copy, bounds, asked, holders, update)
     agreement.wait()
     table = table.wait().reshape(p, p, -1)
     verdict = judge(groups, table)
@@ -79,13 +80,13 @@ def exchange(
         repairs = _repairs(groups, verdict, table, senders, accused)
         if repairs:
             asked = [s for (_, s), sender in repairs.items() if sender == rank]
-            received = _wait(_send(collectives, "repairs", copy, bounds, asked, holders))
+            received = _wait(_send(collectives, "repairs", copy, bounds, asked, holders, update))
             for (group, s), sender in repairs.items():
                 senders[group, s] = sender
                 if s in held:
                     slices[held.index(s)][group] = received[held.index(s)][sender]
         liars, parts = [], []
-        for s, votes in zip(held, slices, strict=True):
+        for j, (s, votes) in enumerate(zip(held, slices, strict=True)):
             mine = copy[slice(*bounds[s])]
             for group in verdict.winners:
                 sender = int(senders[group, s])
@@ -94,15 +95,17 @@ def exchange(
                     votes[group] = mine  # to go on with; the result will not count
             kept = [votes[group] for group in verdict.winners if group not in non_finite]
             centre = None if memory.previous is None else memory.previous[slice(*bounds[s])]
-            parts.append(_Part(layout.buffers.cut(*bounds[s]), kept or [mine], centre))
+            result = namespace(mine).copy(mine) if j else update[slice(*bounds[s])]
+            parts.append(_Part(layout.buffers.cut(*bounds[s]), kept, result, centre))
         accusations = collectives.allgather("accusations", np.array(liars, np.int64))
         # What witnesses compute is compared, so they must have received the same.
         new = _pairs(accusations, p) if plan.config.witnesses else set()
         if not new:
-            results, wrong = _aggregate(collectives, rule, parts, holders)
-            update = _share_update(collectives, copy, bounds, results[0])
+            wrong = _aggregate(collectives, rule, parts, holders)
+            _share(collectives, update, bounds)
             new = set() if plan.config.witnesses else _pairs(accusations, p)
             if not new:
+                results = [part.result for part in parts]
                 wrong |= confirm(collectives, update, bounds, results, holders)
                 verdict = _accuse(groups, verdict, accused)
                 return Outcome(update, verdict, non_finite, tuple(sorted(wrong)))
@@ -116,10 +119,11 @@ def _pairs(accusations: Handle, p: int) -> set[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What the aggregation of one slice needs: its buffers, its votes and the previous update."""
+    """What the aggregation of one slice needs, and the words that the result is written to."""
 
     buffers: Buffers
     votes: list[Any]
+    result: Any
     previous: Any | None
 
 
@@ -170,6 +174,7 @@ def _send(
     bounds: Bounds,
     slices: Collection[int],
     holders: np.ndarray,
+    spare: Any,
 ) -> list[Handle]:
     """Send some slices to their owners, and to their witnesses."""
     handles = []
@@ -177,7 +182,8 @@ def _send(
         parts = [copy[:0]] * len(bounds)
         for s in slices:
             parts[receivers[s]] = copy[slice(*bounds[s])]
-        handles.append(collectives.alltoall(f"{name}.{j}" if j else name, parts))
+        room = None if j else spare
+        handles.append(collectives.alltoall(f"{name}.{j}" if j else name, parts, room))
     return handles
 
 
@@ -192,15 +198,15 @@ def _is_as_told(words: Any, facts: np.ndarray) -> bool:
 
 def _aggregate(
     collectives: Collectives, rule: Aggregator | None, parts: list[_Part], holders: np.ndarray
-) -> tuple[list[Any], set[int]]:
-    """Compute the slices that this rank holds; return them, and who erred in the Gram matrix."""
+) -> set[int]:
+    """Compute the slices that this rank holds; return who erred in the Gram matrix."""
     wrong: set[int] = set()
     if len(holders) == 1 or rule is None or not rule.uses_gram:
 
         def gram(values: Any, reference: Any) -> np.ndarray:
             return collectives.allreduce("gram", gram_matrix(values, reference)).wait()
     else:
-        grams = np.stack([partial_gram(p.buffers, p.votes, p.previous) for p in parts])
+        grams = np.stack([partial_gram(part.buffers, part.votes, part.previous) for part in parts])
         gathered = collectives.allgather("grams", grams.view(np.int64).ravel()).wait()
         by_rank = gathered.reshape(collectives.size, len(parts), -1)
         true, wrong = majority(by_rank, holders)
@@ -209,16 +215,13 @@ def _aggregate(
         def gram(values: Any, reference: Any) -> np.ndarray:
             return total
 
-    results = [aggregate_votes(rule, p.buffers, p.votes, p.previous, gram) for p in parts]
-    return results, wrong
+    for part in parts:
+        aggregate_votes(rule, part.buffers, part.votes, part.result, part.previous, gram)
+    return wrong
 
 
-def _share_update(collectives: Collectives, copy: Any, bounds: Bounds, result: Any) -> Any:
+def _share(collectives: Collectives, update: Any, bounds: Bounds) -> None:
     """Let every owner broadcast its slice of the update, in place."""
-    words = view(copy)
-    update = like(copy, namespace(words).empty((len(copy),), words, "int64"))
-    start, stop = bounds[collectives.rank]
-    update[start:stop] = result
     handles = [
         collectives.broadcast(f"update.{owner}", update[start:stop], owner)
         for owner, (start, stop) in enumerate(bounds)
@@ -226,7 +229,6 @@ def _share_update(collectives: Collectives, copy: Any, bounds: Bounds, result: A
     ]
     for handle in handles:
         handle.wait()
-    return update
 
 
 def _accuse(groups: Groups, verdict: Verdict, accused: Collection[tuple[int, int]]) -> Verdict:

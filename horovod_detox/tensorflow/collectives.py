@@ -35,10 +35,14 @@ class HorovodCollectives:
         """Concatenate the ranks' facts: `(n_i,)` of int64 -> `(sum of n_i,)`."""
         return self._submit(name, hvd.allgather, [facts.copy()])
 
-    def alltoall(self, name: str, parts: Sequence[np.ndarray]) -> Handle:
+    def alltoall(
+        self, name: str, parts: Sequence[np.ndarray], spare: np.ndarray | None = None
+    ) -> Handle:
         """Send `parts[j]` to rank j; return what came, by sender."""
         splits = np.array([len(part) for part in parts], dtype=np.int32)
-        words = np.concatenate(parts, out=self._buffer(name, int(splits.sum())))
+        total = int(splits.sum())
+        room = aligned_empty((total,), "int64") if spare is None else spare[:total]
+        words = np.concatenate(parts, out=room)
 
         def split(result: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
             received, lengths = result

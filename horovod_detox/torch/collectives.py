@@ -32,11 +32,14 @@ class HorovodCollectives:
         )
         return _HorovodHandle(handle, name, self, torch.Tensor.numpy)
 
-    def alltoall(self, name: str, parts: Sequence[torch.Tensor]) -> Handle:
+    def alltoall(
+        self, name: str, parts: Sequence[torch.Tensor], spare: torch.Tensor | None = None
+    ) -> Handle:
         """Send `parts[j]` to rank j; return what came, by sender."""
         splits = torch.tensor([len(part) for part in parts], dtype=torch.int32)
+        room = None if spare is None else spare[: int(splits.sum())]
         handle = hvd.alltoall_async(
-            torch.cat(list(parts)),
+            torch.cat(list(parts), out=room),
             splits=splits,
             name=f"{self._scope}.{name}",
             process_set=self._process_set,

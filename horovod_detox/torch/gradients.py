@@ -132,7 +132,7 @@ class GradientExchange:
         layout = self._packing.layout
         if not layout.parameters:
             raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
-        outcome = self._engine.exchange(self._packing.pack(), layout)
+        outcome = self._engine.exchange(self._packing.pack(), layout, self._packing.update)
         self._packing.unpack(outcome.update, self._factor)
         self._exchanged = True
         self._to_be_skipped = not outcome.is_finite

@@ -16,6 +16,7 @@ class Packing:
     Attributes:
         parameters: the packed parameters, in the order of the layout.
         layout: what the words of the copy are, as compressed for the wire.
+        update: words for the update, used again in every step.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Packing:
         device = self.parameters[0].device if self.parameters else None
         self._copy = torch.zeros(self.layout.words, dtype=torch.int64, device=device)
         self._views = self._split(self._copy)
+        self.update = torch.empty_like(self._copy)
 
     def pack(self) -> torch.Tensor:
         """Return the copy: `(w,)` words of all gradients; a missing gradient counts as zero."""
