@@ -8,7 +8,7 @@ from typing import Any
 from horovod_detox.aggregators import Aggregator, Hierarchy, by_name
 from horovod_detox.groups import PLACEMENTS, Groups, form_groups, most_witnesses
 
-EXCHANGES = ("sharded", "leaders")
+EXCHANGES = ("sharded", "gathered", "leaders")
 PREFIX = "HOROVOD_DETOX_"
 OTHER_VARIABLES = {PREFIX + "ATTACK", PREFIX + "CACHE"}
 
@@ -26,7 +26,10 @@ class Detox:
             can stand.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
-        exchange: how copies and votes travel: `sharded`, or `leaders`, the scheme as published.
+        exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
+            published.
+        one_round_bytes: when the copies of all ranks together are of at most so many bytes,
+            `sharded` does as `gathered` does, which takes one round of messages instead of two.
         witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
             (`sharded` only): one finds a wrong result, two or more name who computed it.
         seed: seed of the random placement.
@@ -43,6 +46,7 @@ class Detox:
     num_byzantine: int | None = None
     placement: str = "spread"
     exchange: str = "sharded"
+    one_round_bytes: int = 1 << 21
     witnesses: int = 0
     seed: int = 0
     timeout: float = 1800.0
@@ -51,6 +55,7 @@ class Detox:
         _check_integer("group_size", self.group_size, at_least=1)
         _check_integer("seed", self.seed, at_least=0)
         _check_integer("witnesses", self.witnesses, at_least=0)
+        _check_integer("one_round_bytes", self.one_round_bytes, at_least=0)
         if self.buckets is not None:
             _check_integer("buckets", self.buckets, at_least=1)
         if self.num_byzantine is not None:

@@ -10,10 +10,10 @@ from horovod_detox.config import Plan
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import share
-from horovod_detox.exchange.outcome import Memory, Outcome
+from horovod_detox.exchange.outcome import Exchange, Memory, Outcome
 from horovod_detox.faults import Ledger
 from horovod_detox.fingerprint import WORDS, fingerprint
-from horovod_detox.layout import Layout, difference
+from horovod_detox.layout import WORD, Layout, difference
 
 DISTRUSTED_STEPS = 1000
 """A rank that dissented is not relied upon for so many steps."""
@@ -37,7 +37,6 @@ class Engine:
         self.ledger = ledger or Ledger(plan.groups)
         self.step = 0
         self._collectives = collectives
-        self._exchange = EXCHANGES[plan.config.exchange]
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._previous: Any | None = None
         self._layout: Layout | None = None
@@ -60,13 +59,21 @@ class Engine:
         agreement = _Agreement(self._collectives, self.step, layout, self._digest)
         if update is None:
             update = namespace(copy).empty((layout.words,), copy, "int64")
-        outcome = self._exchange(
+        exchange = self._exchange_of(layout)
+        outcome = exchange(
             self._collectives, plan, layout, copy, agreement, self._memory(layout), update
         )
         self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
         self._remember(outcome, len(copy))
         self.step += 1
         return outcome
+
+    def _exchange_of(self, layout: Layout) -> Exchange:
+        """Choose the exchange: small gradients without witnesses take one round."""
+        config, copies = self.plan.config, WORD * layout.words * self._collectives.size
+        one_round = copies <= config.one_round_bytes and not config.witnesses
+        small = config.exchange == "sharded" and one_round
+        return EXCHANGES["gathered" if small else config.exchange]
 
     def _memory(self, layout: Layout) -> Memory:
         """Recall what was kept; an update of other parameters is no centre any more."""

@@ -1,6 +1,7 @@
 """The exchanges on the in-process cluster: one update everywhere, liars named, never a hang."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +40,7 @@ def jobs(draw):
         outer=outer,
         placement=draw(st.sampled_from(PLACEMENTS)),
         exchange=exchange,
+        one_round_bytes=0,
     )
     groups = detox.plan(p).groups
     if exchange == "sharded":
@@ -93,10 +95,16 @@ def test_a_minority_in_every_group_changes_no_bit_and_is_named(job):
             assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("outer", sorted(AGGREGATORS))
+@pytest.mark.parametrize(
+    ("outer", "exchange"),
+    [
+        *product(sorted(AGGREGATORS), ["sharded", "leaders"]),
+        *product(["median", "multi_krum"], ["gathered"]),  # every rank does the work of all
+    ],
+)
 def test_45_ranks_with_every_rule(outer, exchange):
     rule = by_name(outer, radius=1.0) if outer == "centered_clipping" else outer
-    detox = Detox(outer=rule, exchange=exchange)
+    detox = Detox(outer=rule, exchange=exchange, one_round_bytes=0)
     groups = detox.plan(45).groups
     rng = np.random.default_rng(0)
     honest = [[rng.normal(size=101).astype(np.float32)] for _ in groups.members]
@@ -115,14 +123,16 @@ def test_flips_in_different_slices_of_two_members_are_both_masked(exchange):
     copies = [[np.arange(60, dtype=np.float32) + rank % 2] for rank in range(6)]
     copies[0][0][59] = -1
     copies[4][0][0] = -1
-    outcomes, reports = exchange_all(Detox(outer="mean", exchange=exchange), [copies])
+    outcomes, reports = exchange_all(
+        Detox(outer="mean", exchange=exchange, one_round_bytes=0), [copies]
+    )
     update = layout_of(*copies[0]).typed(outcomes[5][0].update)[0]
     assert np.array_equal(update, np.arange(60) + np.float32(0.5))
     assert (reports[0].dissents, reports[0].abstentions) == ({0: 1, 4: 1}, {})
 
 
 def test_an_abstaining_group_is_left_out_and_nobody_is_blamed(exchange):
-    detox = Detox(group_size=3, outer="mean", exchange=exchange)
+    detox = Detox(group_size=3, outer="mean", exchange=exchange, one_round_bytes=0)
     values = {0: 1.0, 1: 2.0, 2: 7.0}
     copies = [[np.full(5, values[rank % 3], np.float32)] for rank in range(9)]
     copies[5][0][:] = 100  # group 2 holds ranks 2, 5, 8: three different copies
@@ -137,7 +147,7 @@ def test_an_abstaining_group_is_left_out_and_nobody_is_blamed(exchange):
 
 def test_no_majority_anywhere_is_an_error_on_every_rank(exchange):
     copies = [[np.full(5, float(rank), np.float32)] for rank in range(6)]
-    plan = Detox(exchange=exchange).plan(6)
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
     layout = layout_of(*copies[0])
 
     def program(collectives):
@@ -151,7 +161,7 @@ def test_no_majority_anywhere_is_an_error_on_every_rank(exchange):
 
 @pytest.mark.parametrize("outer", ["median", "trimmed_mean(f=1)"])
 def test_a_captured_group_cannot_leave_the_hull_of_honest_votes(outer, exchange):
-    detox = Detox(group_size=3, outer=outer, exchange=exchange)
+    detox = Detox(group_size=3, outer=outer, exchange=exchange, one_round_bytes=0)
     groups = detox.plan(15).groups
     rng = np.random.default_rng(3)
     honest = [[rng.normal(size=50).astype(np.float32)] for _ in groups.members]
@@ -172,7 +182,9 @@ def test_nan_on_all_honest_members_outvotes_an_attacker(exchange):
     for rank in (2, 8):
         copies[rank][0][:] = np.nan  # group 2 overflows together; rank 5 pretends it did not
     copies[5][0][:] = 3.0
-    outcomes, reports = exchange_all(Detox(outer="mean", exchange=exchange), [copies])
+    outcomes, reports = exchange_all(
+        Detox(outer="mean", exchange=exchange, one_round_bytes=0), [copies]
+    )
     assert layout_of(*copies[0]).typed(outcomes[4][0].update)[0].tolist() == [0.5] * 4
     assert (reports[0].dissents, reports[0].non_finite) == ({5: 1}, {2: 1})
 
@@ -181,13 +193,15 @@ def test_the_update_is_not_finite_when_most_votes_are_not(exchange):
     copies = [[np.full(4, rank % 3, np.float32)] for rank in range(9)]
     for rank in (0, 3, 6, 1, 4, 7):
         copies[rank][0][1] = np.inf
-    outcomes, reports = exchange_all(Detox(exchange=exchange), [copies])
+    outcomes, reports = exchange_all(Detox(exchange=exchange, one_round_bytes=0), [copies])
     assert np.isnan(layout_of(*copies[0]).typed(outcomes[0][0].update)[0]).all()
     assert (reports[3].dissents, reports[3].non_finite) == ({}, {0: 1, 1: 1})
 
 
 def test_centered_clipping_keeps_its_centre_and_forgets_no_step_to_nan(exchange):
-    detox = Detox(group_size=1, outer=CenteredClipping(radius=0.5), exchange=exchange)
+    detox = Detox(
+        group_size=1, outer=CenteredClipping(radius=0.5), exchange=exchange, one_round_bytes=0
+    )
     first = [[np.array([4.0 + rank], np.float32)] for rank in range(3)]
     poison = [[np.array([np.nan], np.float32)] for _ in range(3)]
     outcomes, _ = exchange_all(detox, [first, first, poison, first])
@@ -200,7 +214,9 @@ def test_centered_clipping_keeps_its_centre_and_forgets_no_step_to_nan(exchange)
 
 
 def test_a_centre_is_given_up_when_the_parameters_change(exchange):
-    plan = Detox(group_size=1, outer=CenteredClipping(radius=0.5), exchange=exchange).plan(3)
+    plan = Detox(
+        group_size=1, outer=CenteredClipping(radius=0.5), exchange=exchange, one_round_bytes=0
+    ).plan(3)
 
     def program(collectives):
         engine = Engine(plan, collectives)
@@ -216,7 +232,7 @@ def test_a_centre_is_given_up_when_the_parameters_change(exchange):
 
 
 def test_ranks_with_different_parameters_all_hear_which(exchange):
-    plan = Detox(exchange=exchange).plan(6)
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
 
     def program(collectives):
         buffers = [np.zeros(3), np.zeros(3, np.float32)][: 2 if collectives.rank == 4 else 1]
@@ -229,7 +245,7 @@ def test_ranks_with_different_parameters_all_hear_which(exchange):
 
 
 def test_ranks_in_different_steps_all_hear_it(exchange):
-    plan = Detox(exchange=exchange).plan(6)
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
 
     def program(collectives):
         engine = Engine(plan, collectives)
@@ -241,17 +257,18 @@ def test_ranks_in_different_steps_all_hear_it(exchange):
 
 
 def test_a_rank_that_computed_another_update_is_named(exchange):
-    plan = Detox(exchange=exchange).plan(6)
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
 
     def falsified(outcome):
         return replace(outcome, update=outcome.update + 1)
 
     def program(collectives):
         engine = Engine(plan, collectives)
-        unharmed = engine._exchange
-        if collectives.rank == 3:
-            engine._exchange = lambda *args: falsified(unharmed(*args))  # type: ignore[assignment]
         layout = layout_of(np.zeros(3))
+        unharmed: Any = engine._exchange_of(layout)
+        wrong: Any = lambda layout: lambda *args: falsified(unharmed(*args))  # noqa: E731
+        if collectives.rank == 3:
+            engine._exchange_of = wrong
         engine.exchange(layout.pack([np.zeros(3)]), layout)
         engine.exchange(layout.pack([np.zeros(3)]), layout)
 
@@ -259,7 +276,7 @@ def test_a_rank_that_computed_another_update_is_named(exchange):
 
 
 def test_a_rank_that_does_not_take_part_ends_the_wait(exchange):
-    plan = Detox(exchange=exchange).plan(6)
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
     layout = layout_of(np.zeros(3))
 
     def program(collectives):
@@ -273,7 +290,7 @@ def test_a_rank_that_does_not_take_part_ends_the_wait(exchange):
 
 
 def test_an_exception_on_one_rank_is_the_one_that_is_raised(exchange):
-    plan = Detox(exchange=exchange).plan(6)
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
     layout = layout_of(np.zeros(3))
 
     def program(collectives):
@@ -316,6 +333,45 @@ def test_a_sender_whose_slice_is_not_what_it_fingerprinted_is_replaced_and_named
         assert report.dissents == {4: 1, 5: 1}
 
 
+@pytest.mark.parametrize(
+    ("fields", "words", "used"),
+    [
+        ({}, 1000, "gathered"),
+        ({}, 100_000, "sharded"),
+        ({"one_round_bytes": 6 * 8 * 1000}, 1000, "gathered"),
+        ({"one_round_bytes": 6 * 8 * 1000}, 1001, "sharded"),
+        ({"one_round_bytes": 0}, 1, "sharded"),
+        ({"group_size": 2, "witnesses": 1}, 1000, "sharded"),
+        ({"exchange": "leaders"}, 1000, "leaders"),
+        ({"exchange": "gathered"}, 100_000, "gathered"),
+    ],
+)
+def test_small_gradients_take_a_single_round(fields, words, used):
+    calls = {"gathered": "copies", "sharded": "slices", "leaders": "copies"}
+
+    class Listening(Tampering):
+        names: ClassVar[set[str]] = set()
+
+        def alltoall(self, name, parts, spare=None):
+            self.names.add(f"alltoall {name}")
+            return self._collectives.alltoall(name, parts, spare)
+
+        def allgather(self, name, facts):
+            self.names.add(f"allgather {name}")
+            return self._collectives.allgather(name, facts)
+
+    plan, layout = Detox(**fields).plan(6), layout_of(np.zeros(words))
+
+    def program(collectives):
+        seam: Any = Listening(collectives)
+        Engine(plan, seam).exchange(layout.pack([np.zeros(words)]), layout)
+
+    InProcessCluster(6).run(program)
+    kind = "allgather" if used == "gathered" else "alltoall"
+    assert f"{kind} {calls[used]}" in Listening.names
+    assert ("allgather accusations" in Listening.names) == (used == "sharded")
+
+
 def test_a_persistent_liar_costs_no_repairs_after_its_first_step():
     class Counting(Tampering):
         calls: ClassVar[list[str]] = []
@@ -325,7 +381,7 @@ def test_a_persistent_liar_costs_no_repairs_after_its_first_step():
                 self.calls.append(name)
             return self._collectives.alltoall(name, parts, spare)
 
-    plan = Detox(exchange="sharded").plan(6)
+    plan = Detox(exchange="sharded", one_round_bytes=0).plan(6)
     layout = layout_of(np.zeros(12))
 
     def program(collectives):
@@ -363,7 +419,7 @@ def test_what_a_rank_sends_is_counted(p, r):
             return self._collectives.broadcast(name, words, root)
 
     for name, fields in detoxes.items():
-        plan = Detox(group_size=r, **fields).plan(p)
+        plan = Detox(group_size=r, one_round_bytes=0, **fields).plan(p)
         layout = layout_of(np.zeros(width))
 
         def program(collectives, plan=plan, layout=layout, name=name):
@@ -376,5 +432,6 @@ def test_what_a_rank_sends_is_counted(p, r):
     facts = 3 * p * (p - 1) + 5 * (p - 1)
     assert sent["sharded"].max() <= (1 + 1 / r) / 2 * allreduce + facts
     assert sent["leaders"].max() > allreduce
+    assert sent["gathered"].max() == (p - 1) * (width + 5)
     results = 2 * (1 + w) * (p - 1)
     assert sent["witnessed"].max() <= (1 + (1 + w) / r) / 2 * allreduce + facts + results

@@ -1,9 +1,11 @@
 """The promise for every attack under every rule: liars change no bit and are named.
 
-Nine ranks of the in-process cluster train a linear model, each group on data of its own.
+Nine ranks of the in-process cluster train a linear model, each group on data of its own. The
+attacks take turns with the exchanges.
 """
 
 from collections.abc import Callable
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from horovod_detox.aggregators import AGGREGATORS
 from horovod_detox.attacks import ATTACKS, Attack, Reverse, by_name
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
+from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import InProcessCluster
 from horovod_detox.layout import Layout
 
@@ -53,9 +56,10 @@ def gradient(weights: np.ndarray, step: int, group: int) -> np.ndarray:
     return inputs.T @ errors / np.float32(12)
 
 
-def train(outer: str, optimizer: Callable[[], Update], attack: Attack | None = None):
+def train(outer: str, optimizer: Callable[[], Update], exchange: str, attack: Attack | None = None):
     """Return every rank's weights after training, and its fault report."""
-    plan = Detox(outer=outer + PARAMETERS.get(outer, "")).plan(RANKS)
+    outer += PARAMETERS.get(outer, "")
+    plan = Detox(outer=outer, exchange=exchange, one_round_bytes=0).plan(RANKS)
 
     def program(collectives):
         engine = Engine(plan, collectives)
@@ -71,10 +75,11 @@ def train(outer: str, optimizer: Callable[[], Update], attack: Attack | None = N
 
 
 def check_masked(outer: str, optimizer: Callable[[], Update], attacks: list[Attack]) -> None:
-    expected = train(outer, optimizer)[0][0]
-    for attack in attacks:
-        for weights, report in train(outer, optimizer, attack):
-            assert weights.tobytes() == expected.tobytes(), attack
+    exchanges = list(EXCHANGES)[: len(attacks)]
+    expected = {exchange: train(outer, optimizer, exchange)[0][0] for exchange in exchanges}
+    for attack, exchange in zip(attacks, cycle(exchanges), strict=False):
+        for weights, report in train(outer, optimizer, exchange, attack):
+            assert weights.tobytes() == expected[exchange].tobytes(), attack
             # The first copy that a stale rank sends is fresh.
             assert report.dissents == dict.fromkeys(
                 attack.ranks, STEPS - (type(attack).__name__ == "Stale")
@@ -96,5 +101,6 @@ def test_adam_is_masked_under_every_rule(outer):
 
 def test_without_the_vote_the_attack_changes_the_trajectory():
     """Show that the tests above can fail."""
-    fair, lied = train("mean", sgd), train("mean", sgd, Reverse(ranks=(0, 1, 3, 4, 8)))
+    fair = train("mean", sgd, "sharded")
+    lied = train("mean", sgd, "sharded", Reverse(ranks=(0, 1, 3, 4, 8)))
     assert fair[0][0].tobytes() != lied[0][0].tobytes()

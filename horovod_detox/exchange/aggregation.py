@@ -25,8 +25,10 @@ def assemble(copies: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Any:
 
 def examine(buffers: Buffers, copy: Any, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return what a vote compares: fingerprint and finiteness of each slice, `(slices, 3)`."""
-    finite = [_is_finite(buffers.cut(start, stop), copy[start:stop]) for start, stop in bounds]
-    return np.column_stack([fingerprint(copy, bounds), finite])
+    finite: Any = True
+    if not _is_finite(buffers, copy):
+        finite = [_is_finite(buffers.cut(start, stop), copy[start:stop]) for start, stop in bounds]
+    return np.column_stack([fingerprint(copy, bounds), np.full(len(bounds), finite)])
 
 
 def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ def aggregate_votes(
         result = rule.reduce([_numbers(buffers, vote) for vote in votes], gram, centre)
     start, words = 0, view(update)
     for segment, buffer in zip(buffers.segments, buffers.typed(words), strict=True):
-        words[segment.stop - 1] = 0  # what may lie behind the end of the buffer
+        words[segment.start : segment.stop][-1:] = 0  # what may lie behind the end of the buffer
         buffer[:] = result if rule is None else result[start : start + len(buffer)]
         start += len(buffer)
 

@@ -30,6 +30,6 @@ def start():
 
     def begin(**settings):
         settings.setdefault("timeout", 60.0)
-        hvd.init(detox=Detox(**settings))
+        hvd.init(detox=Detox(**{"one_round_bytes": 0, **settings}))
 
     return begin

@@ -1,0 +1,33 @@
+"""The exchange of a single round: every rank gathers all copies and does the rest by itself.
+
+A rank receives `p` times the gradient, so this is for gradients so small that the number of rounds
+is what counts: `sharded` takes two, for a vote that it must know before it can send the update.
+"""
+
+from typing import Any
+
+from horovod_detox.arrays import like, to_numpy
+from horovod_detox.config import Plan
+from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.outcome import Memory, Outcome
+from horovod_detox.exchange.reference import aggregate_copies
+from horovod_detox.layout import Layout
+
+
+def exchange(
+    collectives: Collectives,
+    plan: Plan,
+    layout: Layout,
+    copy: Any,
+    agreement: Handle,
+    memory: Memory,
+    update: Any,
+) -> Outcome:
+    """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
+    gathered = collectives.allgather("copies", to_numpy(copy))
+    agreement.wait()
+    copies = gathered.wait().reshape(collectives.size, -1)
+    previous = None if memory.previous is None else to_numpy(memory.previous)
+    outcome = aggregate_copies(plan, layout, list(copies), previous)
+    update[:] = like(update, outcome.update)
+    return Outcome(update, outcome.verdict, outcome.non_finite)
