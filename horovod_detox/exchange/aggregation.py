@@ -7,6 +7,7 @@ import numpy as np
 
 from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
 from horovod_detox.aggregators.aggregator import Gram
+from horovod_detox.aggregators.signs import sign_majority
 from horovod_detox.arrays import like, namespace, view
 from horovod_detox.fingerprint import fingerprint
 from horovod_detox.layout import Buffers
@@ -55,6 +56,7 @@ def aggregate_votes(
 
     Args:
         rule: fitted to n votes; None: the update is NaN. It sees all parameters as one vector.
+            Of signs the majority is taken, which is what the only rule for them does.
         buffers: what the words are.
         votes: the finite votes; with `rule` None, any words to take kind and device from.
         previous: `(w,)` words of the previous update.
@@ -63,6 +65,9 @@ def aggregate_votes(
     words = view(votes[0])
     update = namespace(words).empty((buffers.words,), words, "int64")
     update[:] = 0
+    if rule is not None:
+        _count_signs(buffers, votes, update)
+    buffers = buffers.numbers
     result: Any = np.nan
     if rule is not None:
         centre = None if previous is None else _matrix(buffers, [previous])[0]
@@ -76,13 +81,23 @@ def aggregate_votes(
 
 def partial_gram(buffers: Buffers, votes: Sequence[Any], previous: Any | None) -> np.ndarray:
     """Return the Gram matrix of slices of finite votes: n times `(w,)` words."""
+    buffers = buffers.numbers
     centre = None if previous is None else _matrix(buffers, [previous])[0]
     return gram_matrix(_matrix(buffers, votes), centre)
 
 
+def _count_signs(buffers: Buffers, votes: Sequence[Any], update: Any) -> None:
+    """Write the majority of the votes' signs into the update."""
+    for segment in buffers.signs:
+        words = slice(segment.start, segment.stop)
+        update[words] = sign_majority([view(vote)[words] for vote in votes])
+
+
 def _is_finite(buffers: Buffers, words: Any) -> bool:
     return all(
-        finite_rows(buffer[None]).all() for buffer in buffers.typed(view(words)) if len(buffer)
+        finite_rows(buffer[None]).all()
+        for buffer in buffers.numbers.typed(view(words))
+        if len(buffer)
     )
 
 
