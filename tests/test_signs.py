@@ -15,6 +15,7 @@ from horovod_detox.attacks import ALittleIsEnough, Constant, Reverse, Stale
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
+from horovod_detox.exchange.aggregation import partial_gram
 from horovod_detox.exchange.collectives import InProcessCluster
 from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.groups import most_witnesses
@@ -226,6 +227,13 @@ def test_an_inner_rule_without_work_is_accepted(fields, witnesses):
     votes = random_votes(3)
     layout, found = exchange_signs(detox, [[votes[rank % 3] for rank in range(9)]])
     assert np.array_equal(signs_in(layout, found[0][0][0])[0], SignMajority()(votes))
+
+
+def test_signs_have_no_part_in_gram_matrices():
+    votes = random_votes(3)
+    layout = layout_of(votes[0]).signs
+    gram = partial_gram(layout.buffers, [copy_of(layout, vote) for vote in votes], None)
+    assert np.array_equal(gram, np.zeros((4, 4)))
 
 
 @pytest.mark.parametrize("attack", [Reverse, Constant, Stale, ALittleIsEnough])

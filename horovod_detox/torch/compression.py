@@ -32,7 +32,7 @@ class SignCompressor:
     @staticmethod
     def decompress(tensor: torch.Tensor, ctx: torch.dtype) -> torch.Tensor:
         """Return 1 and -1 in a dtype."""
-        return 2 * tensor.to(ctx) - 1
+        return tensor.to(ctx).mul_(2).sub_(1)
 
 
 class Compression(hvd.Compression):

@@ -11,6 +11,10 @@ from horovod_detox.torch.packing import Packing
 
 _GATHER = 0x0102_0408_1020_4080
 """Eight bytes of 0 or 1, times this, have their bits in the highest byte, the first lowest."""
+_REPEAT = 0x0101_0101_0101_0101
+"""A byte, times this, is in all eight bytes."""
+_SELECT = 0x8040_2010_0804_0201 - (1 << 64)
+"""The lowest bit of the first byte, the next one of the second and so on, as an int64."""
 
 
 def packing_of(
@@ -47,7 +51,8 @@ class SignPacking:
                 refuse_sparse_signs(name)
         buffers = self._packing.layout.typed(self._packing.pack())
         bits = torch.cat([Compression.sign.compress(buffer)[0] for buffer in buffers])
-        finite = torch.stack([buffer.isfinite().all() for buffer in buffers]).all()
+        extremes = [bound for buffer in buffers if len(buffer) for bound in buffer.aminmax()]
+        finite = torch.stack([buffers[0].new_zeros(()), *extremes]).isfinite().all()
         number = torch.where(finite, 0.0, torch.nan).double().view(torch.int64)
         return torch.cat([to_words(bits), number[None]])
 
@@ -59,7 +64,7 @@ class SignPacking:
         buffers = self._packing.layout.typed(gradients)
         bits = to_bits(words, sum(map(len, buffers))).split([len(buffer) for buffer in buffers])
         for buffer, part in zip(buffers, bits, strict=True):
-            buffer.copy_(Compression.sign.decompress(part, buffer.dtype)).add_(nan)
+            buffer.copy_(Compression.sign.decompress(part, buffer.dtype)).add_(nan.to(buffer))
         self._packing.unpack(gradients, factor)
 
 
@@ -71,5 +76,5 @@ def to_words(bits: torch.Tensor) -> torch.Tensor:
 
 def to_bits(words: torch.Tensor, length: int) -> torch.Tensor:
     """Return the first booleans of words: `(w,) -> (length,)`."""
-    masks = 1 << torch.arange(8, dtype=torch.uint8, device=words.device)
-    return (words.view(torch.uint8)[:, None] & masks != 0).view(-1)[:length]
+    octets = words.view(torch.uint8).to(torch.int64) * _REPEAT & _SELECT
+    return (octets.view(torch.uint8) != 0)[:length]
