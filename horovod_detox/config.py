@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from horovod_detox.aggregators import Aggregator, Hierarchy, by_name
+from horovod_detox.aggregators import Aggregator, Hierarchy, SignMajority, by_name
 from horovod_detox.groups import PLACEMENTS, Groups, form_groups, most_witnesses
 
 EXCHANGES = ("sharded", "gathered", "leaders")
@@ -164,6 +164,25 @@ class Plan:
     config: Detox
     groups: Groups
     rule: Hierarchy
+
+    def check_signs(self) -> None:
+        """Check that the rule works on signs, of which only the majority can be taken.
+
+        Raises:
+            ValueError: naming the setting to change.
+        """
+        if not isinstance(self.rule.outer, SignMajority):
+            raise ValueError(
+                f"outer = {self.config.outer!r} needs numbers, and Compression.sign sends only "
+                "their signs: use Detox(outer='sign_majority'), or another compression"
+            )
+        buckets, k = self.rule.buckets, len(self.groups)
+        if buckets is not None and buckets < k:
+            raise ValueError(
+                f"buckets = {buckets}: inner = {self.config.inner!r} would need the numbers of {k} "
+                "votes, and Compression.sign sends only their signs: use Detox(buckets=None), or "
+                "another compression"
+            )
 
 
 def faulty_votes(num_byzantine: int, group_size: int) -> int:

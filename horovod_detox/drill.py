@@ -4,17 +4,20 @@ from typing import Any
 
 import numpy as np
 
+from horovod_detox.aggregators.signs import pack_signs, unpack_signs
 from horovod_detox.arrays import like, to_numpy
 from horovod_detox.attacks import Attack, Drill
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.outcome import NoMajority, Outcome
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.layout import Layout
+from horovod_detox.layout import SIGN, Layout, Segment
 
 
 class DrilledEngine:
     """An engine that lets an attack corrupt this rank's copies, each flat buffer by itself.
+
+    An attack sees signs as the numbers 1 and -1, and of what it sends only the signs leave.
 
     Raises:
         ValueError: when the attack does not fit the groups.
@@ -42,14 +45,14 @@ class DrilledEngine:
             rank, groups = self._collectives.rank, self._plan.groups
             self._drills = [Drill(self._attack, rank, groups) for _ in layout.buffers.segments]
         lie = to_numpy(copy).copy()
+        segments = layout.buffers.segments
         for i, (drill, buffer) in enumerate(zip(self._drills, layout.typed(lie), strict=True)):
-            buffers = None if everyone is None else [layout.typed(each)[i] for each in everyone]
-            buffer[:] = drill.corrupt(
-                step,
-                buffer.copy(),
-                None if buffers is None else np.stack(buffers),
-                self._update_of,
-            )
+            theirs = None
+            if everyone is not None:
+                theirs = np.stack([_numbers(layout.typed(c)[i], segments[i]) for c in everyone])
+            own = _numbers(buffer, segments[i])
+            sent = drill.corrupt(step, own, theirs, self._update_of)
+            buffer[:] = pack_signs(sent) if segments[i].dtype == SIGN else sent
         return like(copy, lie)
 
     def _gather(self, copy: Any) -> list[np.ndarray]:
@@ -66,3 +69,8 @@ class DrilledEngine:
         except NoMajority:
             return np.full_like(copies[0], np.nan)
         return layout.typed(outcome.update)[0]
+
+
+def _numbers(buffer: np.ndarray, segment: Segment) -> np.ndarray:
+    """Return a copy of a flat buffer, signs as numbers: `(length,)`."""
+    return unpack_signs(buffer, segment.length) if segment.dtype == SIGN else buffer.copy()

@@ -78,6 +78,8 @@ class Engine:
     def _memory(self, layout: Layout) -> Memory:
         """Recall what was kept; an update of other parameters is no centre any more."""
         if self._layout != layout:
+            if layout.buffers.signs:
+                self.plan.check_signs()
             self._layout, self._previous = layout, None
         lately = self.step - DISTRUSTED_STEPS
         distrusted = frozenset(rank for rank, step in self._last_dissent.items() if step >= lately)

@@ -18,6 +18,8 @@ _DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
+SIGN = "sign"
+"""The dtype of elements that travel as one bit: 64 to a word, the first in the lowest bit."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Segment:
     """One flat buffer of one dtype inside a copy.
 
     Attributes:
-        dtype: name of a floating dtype.
+        dtype: name of a floating dtype, or SIGN.
         length: number of elements.
         start, stop: the words of the copy that hold it.
     """
@@ -38,7 +40,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Flat buffers of numbers in an array of words.
+    """Flat buffers of numbers, and of signs, in an array of words.
 
     Attributes:
         segments: the buffers, in order.
@@ -53,8 +55,21 @@ class Buffers:
         """Return the length of the array in words."""
         return self.segments[-1].stop if self.segments else 0
 
+    @property
+    def numbers(self) -> "Buffers":
+        """Return the buffers of numbers alone, in the same words."""
+        return Buffers(tuple(s for s in self.segments if s.dtype != SIGN), self.dtype)
+
+    @property
+    def signs(self) -> tuple[Segment, ...]:
+        """Return the buffers of signs."""
+        return tuple(segment for segment in self.segments if segment.dtype == SIGN)
+
     def typed(self, words: Any) -> list[Any]:
-        """View words as the buffers: `(w,) -> [(length,), ...]`, one for each segment."""
+        """View words as the buffers: `(w,) -> [(length,), ...]`, one for each segment.
+
+        Signs remain words.
+        """
         return [
             _view(words[segment.start : segment.stop], segment.dtype)[: segment.length]
             for segment in self.segments
@@ -66,7 +81,7 @@ class Buffers:
         for segment in self.segments:
             first, last = max(segment.start, start), min(segment.stop, stop)
             if first < last:
-                per_word = WORD // _DTYPES[segment.dtype].itemsize
+                per_word = _per_word(segment.dtype)
                 before = (first - segment.start) * per_word
                 length = min(segment.length - before, (last - first) * per_word)
                 segments.append(Segment(segment.dtype, length, first - start, last - start))
@@ -88,7 +103,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name, _, dtype in self.parameters:
-            if dtype not in _DTYPES:
+            if dtype not in _DTYPES and dtype != SIGN:
                 raise ValueError(f"{name} is of {dtype}: gradients are of {', '.join(_DTYPES)}")
 
     @cached_property
@@ -99,7 +114,7 @@ class Layout:
             lengths[dtype] = lengths.get(dtype, 0) + int(np.prod(shape, dtype=np.int64))
         segments, start = [], 0
         for dtype, length in lengths.items():
-            stop = start - (-length * _DTYPES[dtype].itemsize // WORD)
+            stop = start - (-length // _per_word(dtype))
             segments.append(Segment(dtype, length, start, stop))
             start = stop
         if len(lengths) == 1:
@@ -118,6 +133,18 @@ class Layout:
             filled[segment] += int(np.prod(shape, dtype=np.int64))
             places.append((segment, start, filled[segment]))
         return tuple(places)
+
+    @cached_property
+    def signs(self) -> "Layout":
+        """Return the layout of the signs of all elements, in the order in which a copy holds them.
+
+        After them comes one number: NaN when an element is not finite, which signs cannot tell.
+        """
+        if not self.parameters:
+            return self
+        order = sorted(range(len(self.parameters)), key=lambda i: self.places[i])
+        signs = tuple((*self.parameters[i][:2], SIGN) for i in order)
+        return Layout((*signs, ("whether all are finite", (1,), "float64")))
 
     @property
     def words(self) -> int:
@@ -143,8 +170,15 @@ class Layout:
         return words
 
 
+def _per_word(dtype: str) -> int:
+    """Return how many elements of a dtype a word holds."""
+    return 8 * WORD if dtype == SIGN else WORD // _DTYPES[dtype].itemsize
+
+
 def _view(words: Any, dtype: str) -> Any:
-    """Reinterpret words as elements of a dtype, without a copy."""
+    """Reinterpret words as elements of a dtype, without a copy; signs remain words."""
+    if dtype == SIGN:
+        return words
     if isinstance(words, np.ndarray):
         return words.view(_DTYPES[dtype])
     return words.view(getattr(sys.modules["torch"], dtype))

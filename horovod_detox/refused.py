@@ -41,6 +41,18 @@ def check_fusion_groups(groups: Any, tensor_type: Any) -> None:
         raise ValueError("a parameter can appear only once in groups")
 
 
+def refuse_sparse_signs(parameter: str) -> NoReturn:
+    """Refuse to send the signs of a gradient that is mostly zeros.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"the gradient of {parameter} is sparse: mostly zeros, which Compression.sign would turn "
+        "into 1: use another compression"
+    )
+
+
 def join(device: int = -1) -> NoReturn:
     """Refuse to let a rank finish early.
 

@@ -21,7 +21,10 @@ from horovod_detox.exchange import EXCHANGES
         ({"witnesses": 2, "exchange": "leaders"}, "witnesses = 2: only with exchange = 'sharded'"),
         ({"timeout": 0}, "timeout = 0: it must be positive"),
         ({"placement": "near"}, "placement = 'near': it must be one of spread, packed, random"),
-        ({"exchange": "pigeon"}, "exchange = 'pigeon': it must be one of sharded, leaders"),
+        (
+            {"exchange": "pigeon"},
+            "exchange = 'pigeon': it must be one of sharded, gathered, leaders",
+        ),
         ({"outer": "medain"}, "outer: there is no aggregator 'medain': did you mean 'median'"),
         ({"inner": "krum(ff=1)"}, "inner: krum has no parameter 'ff'"),
         ({"outer": 7}, "outer: 7 is neither the name of an aggregator nor an aggregator"),
@@ -52,6 +55,7 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_NUM_BYZANTINE": "none",
             "HOROVOD_DETOX_PLACEMENT": "packed",
             "HOROVOD_DETOX_EXCHANGE": "sharded",
+            "HOROVOD_DETOX_ONE_ROUND_BYTES": "4096",
             "HOROVOD_DETOX_WITNESSES": "2",
             "HOROVOD_DETOX_SEED": "9",
             "HOROVOD_DETOX_TIMEOUT": "12.5",
@@ -59,8 +63,10 @@ def test_every_field_has_its_variable():
             "PATH": "/bin",
         }
     )
-    assert detox == Detox(5, "multi_krum(f=1)", "mean", 2, None, "packed", "sharded", 2, 9, 12.5)
-    assert len(Detox().describe()) == 10  # a new field needs a line above
+    assert detox == Detox(
+        5, "multi_krum(f=1)", "mean", 2, None, "packed", "sharded", 4096, 2, 9, 12.5
+    )
+    assert len(Detox().describe()) == 11  # a new field needs a line above
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 
 from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
 from horovod_detox.aggregators.aggregator import Gram
+from horovod_detox.aggregators.signs import sign_majority
 from horovod_detox.arrays import namespace, view
 from horovod_detox.fingerprint import fingerprint
 from horovod_detox.layout import Buffers
@@ -58,17 +59,23 @@ def aggregate_votes(
 
     Args:
         rule: fitted to n votes; None: the update is NaN. It sees all parameters as one vector.
+            Of signs the majority is taken, which is what the only rule for them does.
         buffers: what the words are.
         votes: the finite votes.
         update: `(w,)` words, written to.
         previous: `(w,)` words of the previous update.
         gram: returns the Gram matrix of the whole votes, when these are slices.
     """
+    words = view(update)
+    for segment in buffers.signs:
+        part = slice(segment.start, segment.stop)
+        words[part] = 0 if rule is None else sign_majority([view(vote)[part] for vote in votes])
+    buffers = buffers.numbers
     result: Any = np.nan
     if rule is not None:
         centre = None if previous is None else _numbers(buffers, previous)
         result = rule.reduce([_numbers(buffers, vote) for vote in votes], gram, centre)
-    start, words = 0, view(update)
+    start = 0
     for segment, buffer in zip(buffers.segments, buffers.typed(words), strict=True):
         words[segment.start : segment.stop][-1:] = 0  # what may lie behind the end of the buffer
         buffer[:] = result if rule is None else result[start : start + len(buffer)]
@@ -77,13 +84,16 @@ def aggregate_votes(
 
 def partial_gram(buffers: Buffers, votes: Sequence[Any], previous: Any | None) -> np.ndarray:
     """Return the Gram matrix of slices of finite votes: n times `(w,)` words."""
+    buffers = buffers.numbers
     centre = None if previous is None else _numbers(buffers, previous)
     return gram_matrix([_numbers(buffers, vote) for vote in votes], centre)
 
 
 def _is_finite(buffers: Buffers, words: Any) -> bool:
     return all(
-        finite_rows(buffer[None]).all() for buffer in buffers.typed(view(words)) if len(buffer)
+        finite_rows(buffer[None]).all()
+        for buffer in buffers.numbers.typed(view(words))
+        if len(buffer)
     )
 
 

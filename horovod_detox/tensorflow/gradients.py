@@ -13,11 +13,13 @@ import tensorflow as tf
 
 from horovod_detox.arrays import like
 from horovod_detox.attacks import Attack
+from horovod_detox.config import Plan
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.layout import Layout
-from horovod_detox.refused import check_fusion_groups, check_reduction
-from horovod_detox.tensorflow.packing import Packing
+from horovod_detox.refused import check_fusion_groups, check_reduction, refuse_sparse_signs
+from horovod_detox.tensorflow.compression import Compression
+from horovod_detox.tensorflow.signs import packing_of
 from horovod_detox.tensorflow.variables import native
 
 EngineOf = Callable[[Layout], Engine | DrilledEngine]
@@ -28,8 +30,8 @@ class Reduction:
     """Horovod's arguments that tapes and optimizers have in common, with these meanings.
 
     Attributes:
-        compression: votes are taken on, and aggregated from, the compressed gradients; it must
-            work element by element and be deterministic.
+        compression: one of `Compression`, or of your own: votes are taken on, and aggregated from,
+            the compressed gradients; it must work element by element and be deterministic.
         sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
         op: Average, or Sum: the average times the number of groups.
         gradient_predivide_factor: accepted; without effect, as no sum can overflow on the way.
@@ -68,12 +70,17 @@ class GradientExchange:
 
     Args:
         reduction: how.
-        groups: k, the number of groups.
-        engine_of: returns the engine for gradients of some layout; None: there is nobody to
-            exchange with.
+        plan: groups and rule; None: there is nobody to exchange with.
+        engine_of: returns the engine for gradients of some layout; None: as for the plan.
+
+    Raises:
+        ValueError: when the rule needs more than the compression sends.
     """
 
-    def __init__(self, reduction: Reduction, groups: int, engine_of: EngineOf | None) -> None:
+    def __init__(self, reduction: Reduction, plan: Plan | None, engine_of: EngineOf | None) -> None:
+        if plan is not None and reduction.compression is Compression.sign:
+            plan.check_signs()
+        groups = len(plan.groups) if plan else 1
         self._reduction = reduction
         self._engine_of = engine_of
         self._local: set[Any] = set()
@@ -108,7 +115,11 @@ class GradientExchange:
             return result
         dense = [_dense(gradients[i], variables[i]) for i in shared]
         names = [name_of(variables[i], i) for i in shared]
-        packing = Packing(list(zip(names, dense, strict=True)), self._reduction.compression)
+        if self._reduction.compression is Compression.sign:
+            for i, name in zip(shared, names, strict=True):
+                if isinstance(gradients[i], tf.IndexedSlices):
+                    refuse_sparse_signs(name)
+        packing = packing_of(list(zip(names, dense, strict=True)), self._reduction.compression)
         engine = self._engine_of(packing.layout)
         update = _exchange(engine, packing.pack(), packing.layout)
         for i, tensor in zip(shared, packing.unpack(update), strict=True):

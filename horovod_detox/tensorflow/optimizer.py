@@ -68,10 +68,10 @@ def DistributedOptimizer(
     )
     engines = context.engines(process_set, attack)
     if engines is None:
-        exchange = GradientExchange(reduction, 1, None)
+        exchange = GradientExchange(reduction, None, None)
     else:
         engine = engines.make_for_gradients()
-        exchange = GradientExchange(reduction, len(engines.plan.groups), lambda layout: engine)
+        exchange = GradientExchange(reduction, engines.plan, lambda layout: engine)
     if isinstance(optimizer, tf.compat.v1.train.Optimizer):
         return _distribute_v1(optimizer, exchange, backward_passes_per_step)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer

@@ -46,7 +46,7 @@ class Packing:
         for (wire, _), (segment, _, _) in zip(self._compressed, self.layout.places, strict=True):
             buffers[segment].append(tf.reshape(wire, [-1]))
         words = [
-            _to_words(tf.concat(parts, 0), segment)
+            to_words(tf.concat(parts, 0), segment)
             for parts, segment in zip(buffers, self.layout.buffers.segments, strict=True)
         ]
         return tf.concat(words, 0) if len(words) > 1 else words[0]
@@ -54,7 +54,7 @@ class Packing:
     def unpack(self, update: tf.Tensor) -> list[tf.Tensor]:
         """Return the update, `(w,)` words, as one tensor per gradient."""
         buffers = [
-            _from_words(update[segment.start : segment.stop], segment)
+            from_words(update[segment.start : segment.stop], segment)
             for segment in self.layout.buffers.segments
         ]
         gradients = []
@@ -66,7 +66,7 @@ class Packing:
         return gradients
 
 
-def _to_words(buffer: tf.Tensor, segment: Segment) -> tf.Tensor:
+def to_words(buffer: tf.Tensor, segment: Segment) -> tf.Tensor:
     """Reinterpret a flat buffer as words, with zeros after its end: `(length,) -> (words,)`."""
     per_word = WORD // buffer.dtype.size
     padding = (segment.stop - segment.start) * per_word - segment.length
@@ -77,7 +77,7 @@ def _to_words(buffer: tf.Tensor, segment: Segment) -> tf.Tensor:
     return tf.bitcast(tf.reshape(buffer, [-1, per_word]), tf.int64)
 
 
-def _from_words(words: tf.Tensor, segment: Segment) -> tf.Tensor:
+def from_words(words: tf.Tensor, segment: Segment) -> tf.Tensor:
     """Reinterpret words as a flat buffer: `(words,) -> (length,)`."""
     buffer = tf.reshape(tf.bitcast(words, segment.dtype), [-1])
     return buffer[: segment.length]

@@ -62,7 +62,7 @@ def DistributedGradientTape(
     tape: Any = gradtape
     tape.__class__ = type(base.__name__, (base,), dict(vars(_DistributedGradientTape)))
     engines = _engines_of(reduction)
-    tape._exchange = GradientExchange(reduction, engines.groups if engines else 1, engines)
+    tape._exchange = GradientExchange(reduction, engines.plan if engines else None, engines)
     return tape
 
 
@@ -129,7 +129,7 @@ class _Engines:
     """
 
     def __init__(self, engines: Engines) -> None:
-        self.groups = len(engines.plan.groups)
+        self.plan = engines.plan
         self._engines = engines
         self._by_layout: dict[Layout, Engine | DrilledEngine] = {}
 

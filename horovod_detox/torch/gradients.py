@@ -9,7 +9,7 @@ import torch
 from horovod_detox.context import Engines
 from horovod_detox.engine import Engine
 from horovod_detox.layout import Layout
-from horovod_detox.torch.packing import Packing
+from horovod_detox.torch.signs import packing_of
 
 _numbers = count()
 _ready: "list[GradientExchange]" = []
@@ -89,7 +89,7 @@ class GradientExchange:
             self._waiting.add(parameter)
         if new or not self._delays:
             watched = [pair for pair in self._named_parameters() if pair[1] in self._delays]
-            self._packing = Packing(watched, self._compression)
+            self._packing = packing_of(watched, self._compression)
 
     @property
     def started(self) -> bool:

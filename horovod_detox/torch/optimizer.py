@@ -11,6 +11,7 @@ import torch
 
 from horovod_detox.attacks import Attack
 from horovod_detox.refused import check_fusion_groups, check_reduction
+from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
 
@@ -38,8 +39,8 @@ def DistributedOptimizer(
     Args:
         optimizer: its state, defaults and hooks are kept.
         named_parameters: (name, parameter) pairs; the names order the flat gradient.
-        compression: votes are taken on, and aggregated from, the compressed gradients; it must
-            work element by element and be deterministic.
+        compression: one of `Compression`, or of your own: votes are taken on, and aggregated from,
+            the compressed gradients; it must work element by element and be deterministic.
         backward_passes_per_step: gradients are summed locally over so many passes.
         op: Average, or Sum: the average times the number of groups.
         gradient_predivide_factor: accepted; without effect, as no sum can overflow on the way.
@@ -50,7 +51,7 @@ def DistributedOptimizer(
 
     Raises:
         ValueError: for arguments that Horovod refuses, and for what cannot work (Adasum, Min,
-            Max, Product), with the reason.
+            Max, Product; Compression.sign for a rule that needs numbers), with the reason.
     """
     if num_groups:
         warnings.warn(
@@ -99,6 +100,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         """Start to watch the gradients, if there is anybody to exchange them with."""
         engines = context.engines(self.process_set, attack)
         if engines is not None:
+            if compression is Compression.sign:
+                engines.plan.check_signs()
             self._exchange = GradientExchange(
                 engines,
                 self._named_parameters,

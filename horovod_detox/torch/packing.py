@@ -17,6 +17,7 @@ class Packing:
         parameters: the packed parameters, in the order of the layout.
         layout: what the words of the copy are, as compressed for the wire.
         update: words for the update, used again in every step.
+        device: where both are; None: there are no parameters.
     """
 
     def __init__(
@@ -33,8 +34,8 @@ class Packing:
             self._contexts.append(context)
             entries.append((name, tuple(real.shape), str(wire.dtype).removeprefix("torch.")))
         self.layout = Layout(tuple(entries))
-        device = self.parameters[0].device if self.parameters else None
-        self._copy = torch.zeros(self.layout.words, dtype=torch.int64, device=device)
+        self.device = self.parameters[0].device if self.parameters else None
+        self._copy = torch.zeros(self.layout.words, dtype=torch.int64, device=self.device)
         self._views = self._split(self._copy)
         self.update = torch.empty_like(self._copy)
 

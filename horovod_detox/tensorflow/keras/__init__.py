@@ -4,6 +4,7 @@ from horovod.tensorflow.keras import *  # noqa: F403
 
 import horovod_detox.tensorflow.keras.callbacks as callbacks  # noqa: F401  # not that above
 import horovod_detox.tensorflow.keras.elastic as elastic  # noqa: F401
+from horovod_detox.tensorflow import Compression as Compression
 from horovod_detox.tensorflow import broadcast_variables as broadcast_variables
 from horovod_detox.tensorflow import fault_report as fault_report
 from horovod_detox.tensorflow import group as group

@@ -446,14 +446,61 @@ def test_channels_last_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fp16_compression(dtype):
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_compression_to_two_bytes(name, dtype):
     network = model().to(dtype)
-    wrap(network, compression=hvd.Compression.fp16)
+    wrap(network, compression=getattr(hvd.Compression, name))
     inputs, labels = batch(0, hvd.group())
     cross_entropy(network(inputs.to(dtype)).float(), labels).backward()
+    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}[name]
     for p in network.parameters():
         assert p.grad.dtype is dtype
-        assert torch.equal(p.grad, p.grad.half().to(dtype))
+        assert torch.equal(p.grad, p.grad.to(narrow).to(dtype))
+
+
+@pytest.mark.parametrize("exchange", ["sharded", "leaders"])
+def test_sign_compression_trains_and_masks_a_liar(start, exchange):
+    start(group_size=4, outer="sign_majority", exchange=exchange)
+
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=0.02)
+
+    sign = hvd.Compression.sign
+    fair = train(adam, steps=10, compression=sign)
+    assert loss_of(fair, 0, 0) < loss_of(model(), 0, 0)
+    assert {g for p in fair.parameters() for g in p.grad.flatten().tolist()} == {1, -1}
+    lie = attacks.Reverse(ranks=(2,))
+    assert everywhere(digest(train(adam, 10, compression=sign, attack=lie))) == [digest(fair)] * 4
+    assert hvd.fault_report().dissents == {2: 10}
+
+
+def test_sign_compression_takes_the_majority_of_passes_and_groups(start):
+    start(group_size=1, outer="sign_majority")
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    hvd.DistributedOptimizer(
+        torch.optim.SGD([parameter], lr=1.0),
+        compression=hvd.Compression.sign,
+        backward_passes_per_step=2,
+        op=hvd.Sum,
+    )
+    first = torch.tensor([1.0, -1.0 if hvd.rank() < 3 else 1.0, hvd.rank() - 1.5])
+    for gradient in (first, first / -2):
+        (parameter * gradient).sum().backward()
+    assert parameter.grad.tolist() == [4, -4, -4]  # in the third element rank 0 breaks the tie
+
+
+def test_an_overflow_of_most_groups_makes_signs_nan(start):
+    start(group_size=1, outer="sign_majority")
+    network = model()
+    wrap(network, compression=hvd.Compression.sign)
+    (loss_of(network, 0, 0) * (torch.inf if hvd.rank() else 1.0)).backward()
+    assert all(p.grad.isnan().all() for p in network.parameters())
+    assert hvd.fault_report().non_finite == {1: 1, 2: 1, 3: 1}
+
+
+def test_sign_compression_for_another_rule_is_refused():
+    with pytest.raises(ValueError, match=r"outer = 'mean' needs numbers.*outer='sign_majority'"):
+        wrap(model(), compression=hvd.Compression.sign)
 
 
 def test_fp16_compression_of_a_parameter_without_a_gradient():
