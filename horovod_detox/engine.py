@@ -105,6 +105,9 @@ class _Agreement:
         facts = np.array([step, *layout.digest, *update_digest], dtype=np.int64)
         self._handle = collectives.allgather("agreement", facts)
 
+    def is_done(self) -> bool:
+        return self._handle.is_done()
+
     def wait(self) -> None:
         facts = self._handle.wait().reshape(self._collectives.size, -1)
         steps, layouts, updates = facts[:, 0], facts[:, 1:3], facts[:, 3:]

@@ -82,3 +82,20 @@ def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
     return Verdict(
         tuple(majority_vote(ranks, fingerprints[list(ranks)]) for ranks in groups.members)
     )
+
+
+def merge(verdicts: Sequence[Verdict]) -> Verdict:
+    """Join the verdicts on parts of the copies: a group that abstains in one abstains in all.
+
+    >>> merge([Verdict((Vote((0, 1), (2,)), Vote((3,)))), Verdict((Vote((0,)), Vote(None)))])
+    Verdict(votes=(Vote(winners=(0, 1, 0), dissenters=(2,)), Vote(winners=None, dissenters=())))
+    """
+    votes = []
+    for parts in zip(*(verdict.votes for verdict in verdicts), strict=True):
+        if any(part.winners is None for part in parts):
+            votes.append(Vote(winners=None))
+        else:
+            winners = tuple(rank for part in parts for rank in part.winners or ())
+            dissenters = sorted({rank for part in parts for rank in part.dissenters})
+            votes.append(Vote(winners, tuple(dissenters)))
+    return Verdict(tuple(votes))

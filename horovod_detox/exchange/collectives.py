@@ -18,6 +18,10 @@ class Handle(Protocol):
         """Return the result; raise ExchangeTimeout when it does not come in time."""
         ...
 
+    def is_done(self) -> bool:
+        """Return whether `wait` is known to return at once."""
+        ...
+
 
 class Collectives(Protocol):
     """The collectives of one set of p ranks; all ranks make the same calls under the same names.
@@ -99,13 +103,14 @@ class InProcessCluster:
                 self._changed.notify_all()
             raise
 
-    def deposit(self, call: tuple[str, int], rank: int, message: Any) -> None:
-        """Leave a rank's message for one call of a collective."""
+    def deposit(self, call: tuple[str, int], rank: int, message: Any) -> Callable[[], bool]:
+        """Leave a rank's message for one call of a collective; return whether all have."""
         with self._changed:
             messages = self._calls.setdefault(call, {})
             messages[rank] = message
             if len(messages) == self.size:
                 self._changed.notify_all()
+        return lambda: len(messages) == self.size
 
     def collect(self, call: tuple[str, int]) -> list[Any]:
         """Wait for every rank's message; return them by rank."""
@@ -155,10 +160,11 @@ class _ThreadCollectives:
     def _submit(self, name: str, message: Any, finish: Callable[[list[Any]], Any]) -> Handle:
         call = (name, self._count)
         self._count += 1
-        self._cluster.deposit(call, self.rank, message)
-        return _ThreadHandle(lambda: finish(self._cluster.collect(call)))
+        is_done = self._cluster.deposit(call, self.rank, message)
+        return _ThreadHandle(lambda: finish(self._cluster.collect(call)), is_done)
 
 
 class _ThreadHandle:
-    def __init__(self, wait: Callable[[], Any]) -> None:
+    def __init__(self, wait: Callable[[], Any], is_done: Callable[[], bool]) -> None:
         self.wait = wait
+        self.is_done = is_done

@@ -17,10 +17,13 @@ rank does 1 to 3 for the slice that it owns and those that it witnesses. Then
 5. from the fingerprints of all results every rank learns which are those of most; a slice that
    arrived otherwise is broadcast again, by a witness, and its owner is named.
 
+Parts of the copy may go through 1 to 4 one after another, while later ones are still computed. When
+a later part shows that the vote of a group does not count, the earlier ones are aggregated again.
+
 A rank receives `(1 + w) k / p + 1` times the gradient, that is `(1 + w) / r + 1`; allreduce: 2.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +44,7 @@ from horovod_detox.exchange.witnesses import confirm, majority
 from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
 from horovod_detox.groups import Groups, slice_holders
 from horovod_detox.layout import Buffers, Layout
-from horovod_detox.vote import Verdict, judge
+from horovod_detox.vote import Verdict, judge, merge
 
 Bounds = list[tuple[int, int]]
 
@@ -56,75 +59,265 @@ def exchange(
     update: Any,
 ) -> Outcome:
     """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
-    groups, rank, p = plan.groups, collectives.rank, collectives.size
-    bounds = slice_bounds(len(copy), p)
-    holders = slice_holders(groups, plan.config.witnesses)
-    held = np.argmax(holders == rank, axis=1).tolist()  # the slice owned, and those witnessed
+    return Sharded(collectives, plan, layout, copy, agreement, memory, update).finish()
 
-    senders = _senders(groups, p, memory.distrusted)
-    table = collectives.allgather("facts", examine(layout.buffers, copy, bounds).ravel())
-    asked = np.flatnonzero(senders[groups.of(rank)] == rank).tolist()
-    received = _send(collectives, "slices", copy, bounds, asked, holders, update)
-    agreement.wait()
-    table = table.wait().reshape(p, p, -1)
-    verdict = judge(groups, table)
-    non_finite = non_finite_votes(verdict, table)
-    rule = rule_for(plan, verdict, non_finite)
-    slices = [
-        {group: parts[senders[group, s]] for group in verdict.winners}
-        for s, parts in zip(held, _wait(received), strict=True)
-    ]
 
-    accused: set[tuple[int, int]] = set()  # (rank, slice)
-    while True:
-        repairs = _repairs(groups, verdict, table, senders, accused)
-        if repairs:
-            asked = [s for (_, s), sender in repairs.items() if sender == rank]
-            received = _wait(_send(collectives, "repairs", copy, bounds, asked, holders, update))
-            for (group, s), sender in repairs.items():
-                senders[group, s] = sender
-                if s in held:
-                    slices[held.index(s)][group] = received[held.index(s)][sender]
-        liars, parts = [], []
-        for j, (s, votes) in enumerate(zip(held, slices, strict=True)):
-            mine = copy[slice(*bounds[s])]
-            for group in verdict.winners:
-                sender = int(senders[group, s])
-                if not _is_as_told(votes[group], table[sender, s]):
+class Sharded:
+    """An exchange under way: parts of the copy may be sent while others are not known yet.
+
+    Args:
+        collectives, plan, layout, copy, agreement, memory, update: as of an `outcome.Exchange`.
+        parts: the words of each part, `(start, stop)`, one after another. Of several parts those
+            that were sent are aggregated and shared before the others, so no rule may need more
+            than the columns of a part.
+    """
+
+    def __init__(
+        self,
+        collectives: Collectives,
+        plan: Plan,
+        layout: Layout,
+        copy: Any,
+        agreement: Handle,
+        memory: Memory,
+        update: Any,
+        parts: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self._plan, self._update = plan, update
+        self._parts = [
+            _Part(
+                collectives,
+                plan,
+                layout.buffers.cut(start, stop),
+                copy[start:stop],
+                agreement,
+                replace(memory, previous=_cut(memory.previous, start, stop)),
+                update[start:stop],
+                f".{i}" if i else "",
+            )
+            for i, (start, stop) in enumerate(parts or [(0, len(copy))])
+        ]
+
+    def send(self, part: int) -> None:
+        """Let the fingerprints and slices of a part be on their way; its words are final."""
+        self._parts[part].send()
+
+    def advance(self) -> None:
+        """Go on with the parts that were sent, without waiting for another rank."""
+        for part in self._parts:
+            if part.has_arrived():
+                part.begin()
+
+    def finish(self) -> Outcome:
+        """Send what was not sent, wait for the other ranks and return the outcome."""
+        for part in self._parts:
+            part.send()
+        for part in self._parts:
+            part.begin()
+        verdict = merge([part.verdict for part in self._parts])
+        non_finite = tuple(sorted({group for part in self._parts for group in part.non_finite}))
+        rule = rule_for(self._plan, verdict, non_finite)
+        kept = tuple(group for group in verdict.winners if group not in non_finite)
+        wrong = set().union(*(part.finish(rule, kept) for part in self._parts))
+        accused = {rank for part in self._parts for rank, _ in part.accused}
+        verdict = _accuse(self._plan.groups, verdict, accused)
+        return Outcome(self._update, verdict, non_finite, tuple(sorted(wrong)))
+
+
+class _Part:
+    """One part of the copy, cut into p slices, on its way through the exchange.
+
+    Attributes:
+        verdict, non_finite: the votes on this part, once it has begun.
+        accused: (rank, slice) of those that did not send what they had fingerprinted.
+    """
+
+    verdict: Verdict
+    non_finite: tuple[int, ...]
+
+    def __init__(
+        self,
+        collectives: Collectives,
+        plan: Plan,
+        buffers: Buffers,
+        copy: Any,
+        agreement: Handle,
+        memory: Memory,
+        update: Any,
+        name: str,
+    ) -> None:
+        self.accused: set[tuple[int, int]] = set()
+        self._collectives, self._plan, self._agreement = collectives, plan, agreement
+        self._buffers, self._copy, self._update = buffers, copy, update
+        self._previous, self._name = memory.previous, name
+        p, rank = collectives.size, collectives.rank
+        self._bounds = slice_bounds(len(copy), p)
+        self._holders = slice_holders(plan.groups, plan.config.witnesses)
+        # The slice that this rank owns, and those that it witnesses.
+        self._held: list[int] = np.argmax(self._holders == rank, axis=1).tolist()
+        self._senders = _senders(plan.groups, p, memory.distrusted)
+        self._sent: list[Handle] = []  # the facts, then the slices
+        self._has_begun = False
+        self._accusations: Handle | None = None
+        self._kept: tuple[int, ...] | None = None  # the groups whose votes are in the update
+        self._broadcasts: list[Handle] = []
+        self._wrong: set[int] = set()
+
+    def send(self) -> None:
+        """Let fingerprints and slices be on their way, unless they are."""
+        if self._sent:
+            return
+        mine = self._senders[self._plan.groups.of(self._collectives.rank)]
+        facts = examine(self._buffers, self._copy, self._bounds).ravel()
+        slices = np.flatnonzero(mine == self._collectives.rank).tolist()
+        self._sent = [
+            self._collectives.allgather(f"facts{self._name}", facts),
+            *self._send("slices", slices),
+        ]
+
+    def has_arrived(self) -> bool:
+        """Return whether `begin` would not wait."""
+        return bool(self._sent) and all(handle.is_done() for handle in self._sent)
+
+    def begin(self) -> None:
+        """Vote; when all votes are good, also aggregate: only another part could change that."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self._agreement.wait()
+        facts, *received = [handle.wait() for handle in self._sent]
+        self._table = facts.reshape(len(self._bounds), len(self._bounds), -1)
+        self.verdict = judge(self._plan.groups, self._table)
+        self.non_finite = non_finite_votes(self.verdict, self._table)
+        self._slices = [
+            {group: parts[self._senders[group, s]] for group in self.verdict.winners}
+            for s, parts in zip(self._held, received, strict=True)
+        ]
+        everyone = tuple(self.verdict.winners)
+        is_good = not (self.verdict.abstentions or self.non_finite or self._repairs(everyone))
+        if is_good and not self._plan.config.witnesses:
+            self._check(everyone)
+            self._aggregate(rule_for(self._plan, self.verdict, ()), everyone)
+
+    def finish(self, rule: Aggregator | None, kept: tuple[int, ...]) -> set[int]:
+        """See to it that the update is that of the kept groups; return who computed wrongly."""
+        is_witnessed = self._plan.config.witnesses > 0
+        while True:
+            if self._accusations is None:
+                self._repair(kept)
+                self._check(kept)
+            # What witnesses compute is compared, so they must have received the same.
+            if is_witnessed and self._is_accused():
+                continue
+            if self._kept != kept:
+                self._aggregate(rule, kept)
+            if is_witnessed or not self._is_accused():
+                break
+        self._receive_update()
+        results = [columns.result for columns in self._columns]
+        self._wrong |= confirm(
+            self._collectives, self._update, self._bounds, results, self._holders
+        )
+        return self._wrong
+
+    def _repairs(self, kept: tuple[int, ...]) -> dict[tuple[int, int], int]:
+        """Return other senders, by (group, slice), where the present one lost or was accused."""
+        winners = {group: self.verdict.winners[group] for group in kept}
+        return _repairs(self._plan.groups, winners, self._table, self._senders, self.accused)
+
+    def _repair(self, kept: tuple[int, ...]) -> None:
+        """Let others send what the present senders do not send as the majority has it."""
+        repairs = self._repairs(kept)
+        if not repairs:
+            return
+        asked = [s for (_, s), sender in repairs.items() if sender == self._collectives.rank]
+        received = [handle.wait() for handle in self._send("repairs", asked)]
+        for (group, s), sender in repairs.items():
+            self._senders[group, s] = sender
+            if s in self._held:
+                j = self._held.index(s)
+                self._slices[j][group] = received[j][sender]
+
+    def _check(self, kept: tuple[int, ...]) -> None:
+        """Accuse the senders whose slice was not what they had fingerprinted."""
+        p, liars = self._collectives.size, []
+        for s, votes in zip(self._held, self._slices, strict=True):
+            for group in kept:
+                sender = int(self._senders[group, s])
+                if not _is_as_told(votes[group], self._table[sender, s]):
                     liars.append(sender * p + s)
-                    votes[group] = mine  # to go on with; the result will not count
-            kept = [votes[group] for group in verdict.winners if group not in non_finite]
-            centre = None if memory.previous is None else memory.previous[slice(*bounds[s])]
-            result = namespace(mine).copy(mine) if j else update[slice(*bounds[s])]
-            parts.append(_Part(layout.buffers.cut(*bounds[s]), kept, result, centre))
-        accusations = collectives.allgather("accusations", np.array(liars, np.int64))
-        # What witnesses compute is compared, so they must have received the same.
-        new = _pairs(accusations, p) if plan.config.witnesses else set()
-        if not new:
-            wrong = _aggregate(collectives, rule, parts, holders)
-            _share(collectives, update, bounds)
-            new = set() if plan.config.witnesses else _pairs(accusations, p)
-            if not new:
-                results = [part.result for part in parts]
-                wrong |= confirm(collectives, update, bounds, results, holders)
-                verdict = _accuse(groups, verdict, accused)
-                return Outcome(update, verdict, non_finite, tuple(sorted(wrong)))
-        accused |= new
+                    # To go on with; the result will not count.
+                    votes[group] = self._copy[slice(*self._bounds[s])]
+        name, words = f"accusations{self._name}", np.array(liars, np.int64)
+        self._accusations = self._collectives.allgather(name, words)
 
+    def _is_accused(self) -> bool:
+        """Return whether somebody was accused; then others must send, and all is repeated."""
+        assert self._accusations is not None
+        accusations = self._accusations.wait().tolist()
+        if not accusations:
+            return False
+        self.accused |= {divmod(accusation, len(self._bounds)) for accusation in accusations}
+        self._receive_update()
+        self._accusations = self._kept = None
+        return True
 
-def _pairs(accusations: Handle, p: int) -> set[tuple[int, int]]:
-    """Return the accused: (rank, slice)."""
-    return {divmod(accusation, p) for accusation in accusations.wait().tolist()}
+    def _aggregate(self, rule: Aggregator | None, kept: tuple[int, ...]) -> None:
+        """Compute the slices that this rank holds; broadcast its own, in place."""
+        self._receive_update()  # of a former attempt
+        self._kept = kept
+        self._columns = []
+        for j, (s, votes) in enumerate(zip(self._held, self._slices, strict=True)):
+            bounds = self._bounds[s]
+            mine = self._update[slice(*bounds)]
+            self._columns.append(
+                _Columns(
+                    self._buffers.cut(*bounds),
+                    [votes[group] for group in kept],
+                    namespace(mine).copy(mine) if j else mine,
+                    _cut(self._previous, *bounds),
+                )
+            )
+        self._wrong |= _aggregate(self._collectives, rule, self._columns, self._holders)
+        self._broadcasts = [
+            self._collectives.broadcast(
+                f"update{self._name}.{owner}", self._update[start:stop], owner
+            )
+            for owner, (start, stop) in enumerate(self._bounds)
+            if start < stop
+        ]
+
+    def _receive_update(self) -> None:
+        """Wait for the slices of the others."""
+        for handle in self._broadcasts:
+            handle.wait()
+        self._broadcasts = []
+
+    def _send(self, name: str, slices: Collection[int]) -> list[Handle]:
+        """Send some slices to their owners, and to their witnesses."""
+        handles = []
+        for j, receivers in enumerate(self._holders.tolist()):
+            parts = [self._copy[:0]] * len(self._bounds)
+            for s in slices:
+                parts[receivers[s]] = self._copy[slice(*self._bounds[s])]
+            spare = None if j else self._update
+            full_name = f"{name}{self._name}" + (f".witness.{j}" if j else "")
+            handles.append(self._collectives.alltoall(full_name, parts, spare))
+        return handles
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Columns:
     """What the aggregation of one slice needs, and the words that the result is written to."""
 
     buffers: Buffers
     votes: list[Any]
     result: Any
     previous: Any | None
+
+
+def _cut(words: Any | None, start: int, stop: int) -> Any | None:
+    return None if words is None else words[start:stop]
 
 
 def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.ndarray:
@@ -140,7 +333,7 @@ def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.nda
 
 def _repairs(
     groups: Groups,
-    verdict: Verdict,
+    winners_by_group: Mapping[int, Sequence[int]],
     table: np.ndarray,
     senders: np.ndarray,
     accused: Collection[tuple[int, int]],
@@ -148,7 +341,7 @@ def _repairs(
     """Return other senders, by (group, slice), where the present one lost or was accused."""
     repairs = {}
     slices = np.arange(table.shape[1])
-    for group, winners in verdict.winners.items():
+    for group, winners in winners_by_group.items():
         won = table[list(winners), slices]  # (slices, 3)
         fits = (table[senders[group], slices] == won).all(axis=1)
         fits[[s for rank, s in accused if senders[group, s] == rank]] = False
@@ -187,17 +380,13 @@ def _send(
     return handles
 
 
-def _wait(handles: list[Handle]) -> list[Any]:
-    return [handle.wait() for handle in handles]
-
-
 def _is_as_told(words: Any, facts: np.ndarray) -> bool:
     """Return whether a slice has the fingerprint that its sender told."""
     return np.array_equal(fingerprint(words, [(0, len(words))])[0], facts[:WORDS])
 
 
 def _aggregate(
-    collectives: Collectives, rule: Aggregator | None, parts: list[_Part], holders: np.ndarray
+    collectives: Collectives, rule: Aggregator | None, parts: list[_Columns], holders: np.ndarray
 ) -> set[int]:
     """Compute the slices that this rank holds; return who erred in the Gram matrix."""
     wrong: set[int] = set()
@@ -231,10 +420,10 @@ def _share(collectives: Collectives, update: Any, bounds: Bounds) -> None:
         handle.wait()
 
 
-def _accuse(groups: Groups, verdict: Verdict, accused: Collection[tuple[int, int]]) -> Verdict:
-    """Return the verdict with the accused among the dissenters."""
+def _accuse(groups: Groups, verdict: Verdict, accused: Collection[int]) -> Verdict:
+    """Return the verdict with the accused ranks among the dissenters."""
     votes = list(verdict.votes)
-    for rank in sorted({rank for rank, _ in accused}):
+    for rank in sorted(accused):
         vote = votes[groups.of(rank)]
         dissenters = tuple(sorted({*vote.dissenters, rank}))
         votes[groups.of(rank)] = replace(vote, dissenters=dissenters)

@@ -133,6 +133,9 @@ class _PendingHandle:
     def complete(self, result: Any) -> None:
         self._result = (self._finish(result),)
 
+    def is_done(self) -> bool:
+        return bool(self._result)
+
     def wait(self) -> Any:
         if not self._result:
             self._collectives.send_pending()

@@ -81,10 +81,13 @@ class _HorovodHandle:
         self._collectives = collectives
         self._finish = finish
 
+    def is_done(self) -> bool:
+        return hvd.poll(self._handle)
+
     def wait(self) -> Any:
         timeout = self._collectives.timeout
         deadline = time.monotonic() + timeout
-        while not hvd.poll(self._handle):
+        while not self.is_done():
             if time.monotonic() > deadline:
                 raise ExchangeTimeout.after(timeout, self._collectives.rank, self._name)
             time.sleep(POLL_SECONDS)
