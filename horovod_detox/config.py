@@ -30,6 +30,9 @@ class Detox:
             published.
         one_round_bytes: when the copies of all ranks together are of at most so many bytes,
             `sharded` does as `gathered` does, which takes one round of messages instead of two.
+        overlap_bytes: larger gradients are exchanged in parts of so many bytes, each as soon as the
+            backward pass has computed it (PyTorch with `sharded` and rules that look at every
+            coordinate by itself); 0: as a whole, after the backward pass.
         witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
             (`sharded` only): one finds a wrong result, two or more name who computed it.
         seed: seed of the random placement.
@@ -47,6 +50,7 @@ class Detox:
     placement: str = "spread"
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 21
+    overlap_bytes: int = 1 << 25
     witnesses: int = 0
     seed: int = 0
     timeout: float = 1800.0
@@ -56,6 +60,7 @@ class Detox:
         _check_integer("seed", self.seed, at_least=0)
         _check_integer("witnesses", self.witnesses, at_least=0)
         _check_integer("one_round_bytes", self.one_round_bytes, at_least=0)
+        _check_integer("overlap_bytes", self.overlap_bytes, at_least=0)
         if self.buckets is not None:
             _check_integer("buckets", self.buckets, at_least=1)
         if self.num_byzantine is not None:

@@ -1,5 +1,6 @@
 """One exchange after another: what the frontends call."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,10 @@ from horovod_detox.config import Plan
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import share
-from horovod_detox.exchange.outcome import Exchange, Memory, Outcome
+from horovod_detox.exchange.outcome import Memory, Outcome
+from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.faults import Ledger
-from horovod_detox.fingerprint import WORDS, fingerprint
+from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
 from horovod_detox.layout import WORD, Layout, difference
 
 DISTRUSTED_STEPS = 1000
@@ -55,25 +57,50 @@ class Engine:
             NoMajority: on every rank, when too many groups lost their majority.
             ExchangeTimeout: when some rank does not take part.
         """
-        plan = replace(self.plan, rule=self.plan.rule.at(self.step))
-        agreement = _Agreement(self._collectives, self.step, layout, self._digest)
         if update is None:
             update = namespace(copy).empty((layout.words,), copy, "int64")
-        exchange = self._exchange_of(layout)
-        outcome = exchange(
-            self._collectives, plan, layout, copy, agreement, self._memory(layout), update
-        )
+        exchange = EXCHANGES[self._exchange_name(layout)]
+        return self._record(exchange(*self._arguments(copy, layout, update)), layout)
+
+    def parts(self, layout: Layout) -> list[tuple[int, int]]:
+        """Return the parts in which a copy can be sent: `(start, stop)` words of each.
+
+        There are several if the gradient is large, and no vote is needed as a whole to compute
+        the update or to check it.
+        """
+        config, rule = self.plan.config, self.plan.rule
+        in_parts = self._exchange_name(layout) == "sharded" and config.overlap_bytes > 0
+        if not in_parts or config.witnesses or rule.uses_gram:
+            return [(0, layout.words)]
+        return slice_bounds(layout.words, -(-layout.words * WORD // config.overlap_bytes))
+
+    def begin(self, copy: Any, layout: Layout, update: Any) -> "UnderWay":
+        """Begin an exchange of which the parts are sent one by one, as their words get known.
+
+        Args:
+            copy, layout, update: as of `exchange`.
+        """
+        exchange = Sharded(*self._arguments(copy, layout, update), parts=self.parts(layout))
+        return UnderWay(exchange, lambda: self._record(exchange.finish(), layout))
+
+    def _arguments(self, copy: Any, layout: Layout, update: Any) -> tuple[Any, ...]:
+        """Return what an exchange is called with; from here on the other ranks wait for this."""
+        plan = replace(self.plan, rule=self.plan.rule.at(self.step))
+        agreement = _Agreement(self._collectives, self.step, layout, self._digest)
+        return self._collectives, plan, layout, copy, agreement, self._memory(layout), update
+
+    def _record(self, outcome: Outcome, layout: Layout) -> Outcome:
         self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
-        self._remember(outcome, len(copy))
+        self._remember(outcome, layout.words)
         self.step += 1
         return outcome
 
-    def _exchange_of(self, layout: Layout) -> Exchange:
+    def _exchange_name(self, layout: Layout) -> str:
         """Choose the exchange: small gradients without witnesses take one round."""
         config, copies = self.plan.config, WORD * layout.words * self._collectives.size
         one_round = copies <= config.one_round_bytes and not config.witnesses
         small = config.exchange == "sharded" and one_round
-        return EXCHANGES["gathered" if small else config.exchange]
+        return "gathered" if small else config.exchange
 
     def _memory(self, layout: Layout) -> Memory:
         """Recall what was kept; an update of other parameters is no centre any more."""
@@ -93,6 +120,24 @@ class Engine:
             self._previous = namespace(outcome.update).copy(outcome.update)
 
 
+class UnderWay:
+    """An exchange of which the parts are sent one by one.
+
+    Attributes:
+        finish: sends the parts that were not sent, waits for the other ranks and returns the
+            outcome; raises what `Engine.exchange` does.
+    """
+
+    def __init__(self, exchange: Sharded, finish: Callable[[], Outcome]) -> None:
+        self._exchange = exchange
+        self.finish = finish
+
+    def send(self, part: int) -> None:
+        """Send a part, whose words are final, and go on with the others without waiting."""
+        self._exchange.send(part)
+        self._exchange.advance()
+
+
 class _Agreement:
     """The check, under way beside the copies, that all ranks are about to do the same."""
 
@@ -104,11 +149,14 @@ class _Agreement:
         self._step = step
         facts = np.array([step, *layout.digest, *update_digest], dtype=np.int64)
         self._handle = collectives.allgather("agreement", facts)
+        self._has_agreed = False
 
     def is_done(self) -> bool:
-        return self._handle.is_done()
+        return self._has_agreed or self._handle.is_done()
 
     def wait(self) -> None:
+        if self._has_agreed:
+            return
         facts = self._handle.wait().reshape(self._collectives.size, -1)
         steps, layouts, updates = facts[:, 0], facts[:, 1:3], facts[:, 3:]
         if len(np.unique(steps)) > 1:
@@ -122,6 +170,7 @@ class _Agreement:
                 f"ranks {odd} computed another update than the others in step {self._step - 1}: "
                 "the aggregation is not deterministic across these machines"
             )
+        self._has_agreed = True
 
 
 def _minority(rows: np.ndarray) -> list[int]:

@@ -135,6 +135,16 @@ class Layout:
         return tuple(places)
 
     @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Return the words, `(start, stop)`, that hold elements of every parameter."""
+        spans = []
+        for segment, start, stop in self.places:
+            per_word = _per_word(self.buffers.segments[segment].dtype)
+            first = self.buffers.segments[segment].start
+            spans.append((first + start // per_word, first - (-stop // per_word)))
+        return tuple(spans)
+
+    @cached_property
     def signs(self) -> "Layout":
         """Return the layout of the signs of all elements, in the order in which a copy holds them.
 

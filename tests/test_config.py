@@ -17,6 +17,8 @@ from horovod_detox.exchange import EXCHANGES
         ({"buckets": 0}, "buckets = 0"),
         ({"num_byzantine": -1}, "num_byzantine = -1"),
         ({"seed": -1}, "seed = -1"),
+        ({"one_round_bytes": -1}, "one_round_bytes = -1"),
+        ({"overlap_bytes": -1}, "overlap_bytes = -1"),
         ({"witnesses": -1}, "witnesses = -1"),
         ({"witnesses": 2, "exchange": "leaders"}, "witnesses = 2: only with exchange = 'sharded'"),
         ({"timeout": 0}, "timeout = 0: it must be positive"),
@@ -56,6 +58,7 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_PLACEMENT": "packed",
             "HOROVOD_DETOX_EXCHANGE": "sharded",
             "HOROVOD_DETOX_ONE_ROUND_BYTES": "4096",
+            "HOROVOD_DETOX_OVERLAP_BYTES": "8192",
             "HOROVOD_DETOX_WITNESSES": "2",
             "HOROVOD_DETOX_SEED": "9",
             "HOROVOD_DETOX_TIMEOUT": "12.5",
@@ -64,9 +67,9 @@ def test_every_field_has_its_variable():
         }
     )
     assert detox == Detox(
-        5, "multi_krum(f=1)", "mean", 2, None, "packed", "sharded", 4096, 2, 9, 12.5
+        5, "multi_krum(f=1)", "mean", 2, None, "packed", "sharded", 4096, 8192, 2, 9, 12.5
     )
-    assert len(Detox().describe()) == 11  # a new field needs a line above
+    assert len(Detox().describe()) == 12  # a new field needs a line above
 
 
 @pytest.mark.parametrize(

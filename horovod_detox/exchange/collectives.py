@@ -24,7 +24,7 @@ class Handle(Protocol):
 
 
 class Collectives(Protocol):
-    """The collectives of one set of p ranks; all ranks make the same calls under the same names.
+    """The collectives of one set of p ranks; all ranks make the same calls, by name, in any order.
 
     Nothing that was passed may be written to before `wait()` has returned.
     """
@@ -135,7 +135,7 @@ class _ThreadCollectives:
         self.rank = rank
         self.size = cluster.size
         self._cluster = cluster
-        self._count = 0
+        self._calls: Counter[str] = Counter()
 
     def allgather(self, name: str, facts: np.ndarray) -> Handle:
         return self._submit(name, facts.copy(), np.concatenate)
@@ -158,8 +158,8 @@ class _ThreadCollectives:
         return self._submit(name, words.copy(), write)
 
     def _submit(self, name: str, message: Any, finish: Callable[[list[Any]], Any]) -> Handle:
-        call = (name, self._count)
-        self._count += 1
+        call = (name, self._calls[name])
+        self._calls[name] += 1
         is_done = self._cluster.deposit(call, self.rank, message)
         return _ThreadHandle(lambda: finish(self._cluster.collect(call)), is_done)
 

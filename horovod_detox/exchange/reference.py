@@ -20,14 +20,29 @@ from horovod_detox.vote import judge
 
 
 def aggregate_copies(
-    plan: Plan, layout: Layout, copies: Sequence[Any], previous: Any | None = None
+    plan: Plan,
+    layout: Layout,
+    copies: Sequence[Any],
+    previous: Any | None = None,
+    parts: Sequence[tuple[int, int]] | None = None,
 ) -> Outcome:
     """Vote on and aggregate the copies of all p ranks: p times `(w,)` words -> outcome.
+
+    Args:
+        plan: groups and rule.
+        layout: what the words are.
+        copies: by rank.
+        previous: `(w,)` words of the previous update.
+        parts: the words that are cut into p slices each, to be voted on; None: all.
 
     Raises:
         NoMajority: when too many groups lost their majority.
     """
-    bounds = slice_bounds(layout.words, len(copies))
+    bounds = [
+        (start + first, start + last)
+        for start, stop in parts or [(0, layout.words)]
+        for first, last in slice_bounds(stop - start, len(copies))
+    ]
     table = np.stack([examine(layout.buffers, copy, bounds) for copy in copies])
     verdict = judge(plan.groups, table)
     non_finite = non_finite_votes(verdict, table)

@@ -114,6 +114,8 @@ class Sharded:
             part.send()
         for part in self._parts:
             part.begin()
+        for part in self._parts:
+            part.receive_update()
         verdict = merge([part.verdict for part in self._parts])
         non_finite = tuple(sorted({group for part in self._parts for group in part.non_finite}))
         rule = rule_for(self._plan, verdict, non_finite)
@@ -213,7 +215,7 @@ class _Part:
                 self._aggregate(rule, kept)
             if is_witnessed or not self._is_accused():
                 break
-        self._receive_update()
+        self.receive_update()
         results = [columns.result for columns in self._columns]
         self._wrong |= confirm(
             self._collectives, self._update, self._bounds, results, self._holders
@@ -258,13 +260,13 @@ class _Part:
         if not accusations:
             return False
         self.accused |= {divmod(accusation, len(self._bounds)) for accusation in accusations}
-        self._receive_update()
+        self.receive_update()
         self._accusations = self._kept = None
         return True
 
     def _aggregate(self, rule: Aggregator | None, kept: tuple[int, ...]) -> None:
         """Compute the slices that this rank holds; broadcast its own, in place."""
-        self._receive_update()  # of a former attempt
+        self.receive_update()  # of a former attempt
         self._kept = kept
         self._columns = []
         for j, (s, votes) in enumerate(zip(self._held, self._slices, strict=True)):
@@ -287,7 +289,7 @@ class _Part:
             if start < stop
         ]
 
-    def _receive_update(self) -> None:
+    def receive_update(self) -> None:
         """Wait for the slices of the others."""
         for handle in self._broadcasts:
             handle.wait()

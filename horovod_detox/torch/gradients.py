@@ -1,18 +1,29 @@
 """From the last gradient of a backward pass to the update: when and how a model is exchanged."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 
 from horovod_detox.context import Engines
+from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.layout import Layout
-from horovod_detox.torch.signs import packing_of
+from horovod_detox.torch.overlap import Overlap
+from horovod_detox.torch.packing import Packing
+from horovod_detox.torch.signs import SignPacking, packing_of
 
 _numbers = count()
 _ready: "list[GradientExchange]" = []
+
+
+def _call(method: WeakMethod, parameter: torch.Tensor) -> None:
+    """Call a method of an object that may be gone."""
+    if (bound := method()) is not None:
+        bound(parameter)
 
 
 def _run_after_backward(exchange: "GradientExchange") -> None:
@@ -32,13 +43,13 @@ def _run_ready() -> None:
 class GradientExchange:
     """Watch the parameters of an optimizer and replace their gradients by the update.
 
-    The exchange runs when the last gradient of a backward pass is ready, and ends before
-    `backward()` returns. So clipping, GradScaler and closures see the update, on every rank.
-    When some parameter got no gradient, it runs in `synchronize()` instead.
+    The exchange ends when the last gradient of a backward pass is ready, before `backward()`
+    returns. So clipping, GradScaler and closures see the update, on every rank. When some parameter
+    got no gradient, it ends in `synchronize()` instead. Large gradients leave part by part before.
 
     Args:
         engines: makes the engines of this optimizer.
-        named_parameters: the current (name, parameter) pairs of the optimizer, sorted by name.
+        named_parameters: the current (name, parameter) pairs of the optimizer.
         compression: of Horovod's kind: `compress` and `decompress`, element by element.
         passes: backward passes per step; gradients are summed locally until the last.
         factor: what the update is multiplied by.
@@ -61,6 +72,7 @@ class GradientExchange:
         self._factor = factor
         self._delays: dict[torch.Tensor, int] = {}
         self._waiting: set[torch.Tensor] = set()
+        self._overlap: Overlap | None = None
         self.set_passes(passes)
         self.watch()
 
@@ -71,6 +83,8 @@ class GradientExchange:
 
     def reset(self) -> None:
         """Forget what was computed since the last step."""
+        if self._overlap is not None:
+            self._overlap.abandon()
         self._delays = dict.fromkeys(self._delays, self._passes)
         self._waiting = set(self._delays)
         self._exchanged = False
@@ -83,13 +97,15 @@ class GradientExchange:
             for name, parameter in self._named_parameters()
             if parameter.requires_grad and parameter not in self._delays
         ]
+        on_gradient = WeakMethod(self._on_gradient)  # parameters may outlive the optimizer
         for _, parameter in new:
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            parameter.register_post_accumulate_grad_hook(partial(_call, on_gradient))
             self._delays[parameter] = self._passes
             self._waiting.add(parameter)
         if new or not self._delays:
             watched = [pair for pair in self._named_parameters() if pair[1] in self._delays]
             self._packing = packing_of(watched, self._compression)
+            self._overlap = self._overlap_of(self._packing)
 
     @property
     def started(self) -> bool:
@@ -132,10 +148,20 @@ class GradientExchange:
         layout = self._packing.layout
         if not layout.parameters:
             raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
-        outcome = self._engine.exchange(self._packing.pack(), layout, self._packing.update)
+        if self._overlap is not None:
+            outcome = self._overlap.finish()
+        else:
+            outcome = self._engine.exchange(self._packing.pack(), layout, self._packing.update)
         self._packing.unpack(outcome.update, self._factor)
         self._exchanged = True
         self._to_be_skipped = not outcome.is_finite
+
+    def _overlap_of(self, packing: Packing | SignPacking) -> Overlap | None:
+        """Return how to exchange the gradient part by part; None: as a whole."""
+        engine = self._engine
+        if isinstance(engine, DrilledEngine) or isinstance(packing, SignPacking):
+            return None
+        return Overlap(engine, packing) if len(engine.parts(packing.layout)) > 1 else None
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         """Count a gradient; after the last one, have the exchange run at the end of backward."""
@@ -153,5 +179,7 @@ class GradientExchange:
         self._delays[parameter] -= 1
         if self._delays[parameter] == 0:
             self._waiting.discard(parameter)
+            if self._overlap is not None:
+                self._overlap.add(parameter)
             if not any(waiting.requires_grad for waiting in self._waiting):
                 _run_after_backward(self)

@@ -38,7 +38,7 @@ def DistributedOptimizer(
 
     Args:
         optimizer: its state, defaults and hooks are kept.
-        named_parameters: (name, parameter) pairs; the names order the flat gradient.
+        named_parameters: (name, parameter) pairs, in the same order on every rank.
         compression: one of `Compression`, or of your own: votes are taken on, and aggregated from,
             the compressed gradients; it must work element by element and be deterministic.
         backward_passes_per_step: gradients are summed locally over so many passes.
@@ -111,13 +111,13 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             )
 
     def _named_parameters(self) -> list[tuple[str, torch.Tensor]]:
-        """Return the current (name, parameter) pairs, sorted by name."""
+        """Return the current (name, parameter) pairs, the last first: as they get gradients."""
         pairs = [
             (self._parameter_names.setdefault(p, f"added.{i}.{j}"), p)
             for i, param_group in enumerate(self.param_groups)
             for j, p in enumerate(param_group["params"])
         ]
-        return sorted(pairs, key=lambda pair: pair[0])
+        return pairs[::-1]
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """Set the number of backward passes per step."""

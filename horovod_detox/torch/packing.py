@@ -16,6 +16,7 @@ class Packing:
     Attributes:
         parameters: the packed parameters, in the order of the layout.
         layout: what the words of the copy are, as compressed for the wire.
+        copy: words for the gradients, used again in every step.
         update: words for the update, used again in every step.
         device: where both are; None: there are no parameters.
     """
@@ -35,14 +36,19 @@ class Packing:
             entries.append((name, tuple(real.shape), str(wire.dtype).removeprefix("torch.")))
         self.layout = Layout(tuple(entries))
         self.device = self.parameters[0].device if self.parameters else None
-        self._copy = torch.zeros(self.layout.words, dtype=torch.int64, device=self.device)
-        self._views = self._split(self._copy)
-        self.update = torch.empty_like(self._copy)
+        self.copy = torch.zeros(self.layout.words, dtype=torch.int64, device=self.device)
+        self.update = torch.empty_like(self.copy)
+        self._views = self._split(self.copy)
 
-    def pack(self) -> torch.Tensor:
-        """Return the copy: `(w,)` words of all gradients; a missing gradient counts as zero."""
+    def pack(self, indices: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the copy: `(w,)` words of all gradients; a missing gradient counts as zero.
+
+        Args:
+            indices: the parameters whose gradients to pack now; None: all.
+        """
         present, gradients = [], []
-        for i, parameter in enumerate(self.parameters):
+        for i in range(len(self.parameters)) if indices is None else indices:
+            parameter = self.parameters[i]
             if parameter.grad is None:
                 self._views[i].zero_()
                 continue
@@ -60,7 +66,7 @@ class Packing:
             gradients.append(wire)
         if present:
             torch._foreach_copy_(present, gradients)  # type: ignore[attr-defined]
-        return self._copy
+        return self.copy
 
     def unpack(self, update: torch.Tensor, factor: float = 1.0) -> None:
         """Write `factor` times the update, `(w,)` words, into the gradients."""
