@@ -1,10 +1,8 @@
 """From the last gradient of a backward pass to the update: when and how a model is exchanged."""
 
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from typing import Any
-from weakref import WeakMethod
 
 import torch
 
@@ -18,12 +16,6 @@ from horovod_detox.torch.signs import SignPacking, packing_of
 
 _numbers = count()
 _ready: "list[GradientExchange]" = []
-
-
-def _call(method: WeakMethod, parameter: torch.Tensor) -> None:
-    """Call a method of an object that may be gone."""
-    if (bound := method()) is not None:
-        bound(parameter)
 
 
 def _run_after_backward(exchange: "GradientExchange") -> None:
@@ -97,9 +89,8 @@ class GradientExchange:
             for name, parameter in self._named_parameters()
             if parameter.requires_grad and parameter not in self._delays
         ]
-        on_gradient = WeakMethod(self._on_gradient)  # parameters may outlive the optimizer
         for _, parameter in new:
-            parameter.register_post_accumulate_grad_hook(partial(_call, on_gradient))
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
             self._delays[parameter] = self._passes
             self._waiting.add(parameter)
         if new or not self._delays:

@@ -99,7 +99,12 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
     expected = digest(train(way="regress"))
     if hvd.rank() == 1:
         rightly = sharded.aggregate_votes
-        monkeypatch.setattr(sharded, "aggregate_votes", lambda *votes: rightly(*votes) ^ 1)
+
+        def wrongly(rule, buffers, votes, update, *args):
+            rightly(rule, buffers, votes, update, *args)
+            update ^= 1
+
+        monkeypatch.setattr(sharded, "aggregate_votes", wrongly)
     start(group_size=2, outer="median", witnesses=2)
     network = train(way="regress")
     assert set(everywhere(digest(network))) == {expected}

@@ -9,8 +9,9 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
+from horovod_detox.engine import UnderWay
 from horovod_detox.exchange import EXCHANGES, sharded
-from tests.distributed.torch.training import digest, everywhere, model, train
+from tests.distributed.torch.training import digest, everywhere, loss_of, model, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -74,12 +75,84 @@ def test_every_exchange_gives_the_same_trajectory(start, outer):
 
 
 @pytest.mark.ranks(6)
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("outer", ["mean", "median"])
+def test_gradients_exchanged_part_by_part_give_the_same_trajectory(
+    start, monkeypatch, outer, passes
+):
+    left: list[tuple[int, int]] = []  # (part, gradients known by then)
+    send = UnderWay.send
+
+    def listen(under_way, part):
+        left.append((part, len(known)))
+        send(under_way, part)
+
+    monkeypatch.setattr(UnderWay, "send", listen)
+    known: list[torch.Tensor] = []
+
+    def train_with_liars(liars, **settings):
+        start(group_size=3, outer=outer, **settings)
+        network = model()
+        optimizer = hvd.DistributedOptimizer(
+            SGD(network.parameters()),
+            network.named_parameters(),
+            backward_passes_per_step=passes,
+        )
+        for parameter in network.parameters():
+            parameter.register_hook(lambda g: known.append(g) or (-g if hvd.rank() in liars else g))
+        for step in range(10):
+            for _ in range(passes):
+                known.clear()
+                loss_of(network, step, hvd.group()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert hvd.fault_report().dissents == dict.fromkeys(liars, 10)
+        return digest(network)
+
+    expected = train_with_liars((), overlap_bytes=0)
+    assert left == []
+    assert set(everywhere(train_with_liars((), overlap_bytes=64))) == {expected}
+    assert set(everywhere(train_with_liars((1, 4), overlap_bytes=64))) == {expected}
+    first, last = left[0], left[-1]
+    assert first[0] == 0
+    assert first[1] < len(list(model().parameters()))  # the first part did not wait for all
+    assert last[0] > 2
+
+
+@pytest.mark.ranks(4)
+def test_parts_without_gradients_leave_at_the_end(start):
+    """A parameter that only some groups use, and one that nobody uses."""
+    results = []
+    for overlap_bytes in (0, 64):
+        start(group_size=2, outer="mean", overlap_bytes=overlap_bytes)
+        torch.manual_seed(0)
+        used, shared, unused = (torch.nn.Parameter(torch.randn(50)) for _ in range(3))
+        optimizer = hvd.DistributedOptimizer(SGD([unused, shared, used]))
+        for _ in range(3):
+            loss = (used**2).sum() + (shared**2).sum() * hvd.group()
+            if hvd.group() == 0:
+                loss = (used**2).sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(torch.stack([used, shared, unused]).detach())
+        assert hvd.fault_report().dissents == {}
+    assert torch.equal(results[0], results[1])
+    assert len(set(everywhere(results[1].numpy().tobytes()))) == 1
+
+
+@pytest.mark.ranks(6)
 def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeypatch):
     start(group_size=2, outer="median")
     expected = digest(train(SGD))
     if hvd.rank() == 1:
         rightly = sharded.aggregate_votes
-        monkeypatch.setattr(sharded, "aggregate_votes", lambda *votes: rightly(*votes) ^ 1)
+
+        def wrongly(rule, buffers, votes, update, *args):
+            rightly(rule, buffers, votes, update, *args)
+            update ^= 1
+
+        monkeypatch.setattr(sharded, "aggregate_votes", wrongly)
     start(group_size=2, outer="median", witnesses=2)
     network = train(SGD)
     assert set(everywhere(digest(network))) == {expected}
