@@ -97,7 +97,8 @@ Time of each rule on so many votes, and how many times longer a plain version of
 (`np.median`, `np.sort`, `np.argsort`, all distances between votes) and in torch (`torch.sort`),
 right after it. A fifth of the votes is reckoned faulty, or fewer if the rule stands fewer. Plain
 versions do not look for votes that are not finite, as the rules do. Left out: more than 200 million
-numbers, for which memory and time of the plain versions grow beyond reason.
+numbers, for which memory and time of the plain versions grow beyond reason. What takes more than a
+second is measured once.
 """
     for threads, floats in dict.fromkeys((row["threads"], row["floats"]) for row in rows):
         cells = [

@@ -9,12 +9,17 @@ from typing import Any
 
 def peak_growth(action: Callable[[], Any]) -> int:
     """Return by how many bytes the resident memory grows at most during an action."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # free memory that would be used again does not count
+    settle()  # free memory that would be used again would not count
     before = _bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, see proc(5)
     action()
     return _bytes("VmHWM") - before
+
+
+def settle() -> None:
+    """Give memory that is free back to the kernel, which glibc would keep."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bytes(field: str) -> int:

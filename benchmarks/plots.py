@@ -10,7 +10,12 @@ mpl.use("Agg")
 from matplotlib import pyplot
 from tables import Row
 
-mpl.rcParams |= {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+mpl.rcParams |= {
+    "font.size": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 mpl.rcParams["svg.hashsalt"] = "horovod_detox"  # equal figures are equal files
 STYLES = {"no liar": "-", "persistent liar": "--", "first-time liar": ":"}
 COLOURS = {"sharded": "tab:blue", "leaders": "tab:orange"}
@@ -43,7 +48,7 @@ def plot_exchange(rows: Sequence[Row], path: Path) -> None:
         panel.minorticks_off()
     panels[0][0].set_ylabel("time / allreduce")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="lower center", ncols=3)
     _save(figure, path, bottom=0.18)
 
 
@@ -52,7 +57,7 @@ def plot_rules(rows: Sequence[Row], path: Path) -> None:
     libraries = [name for name in ("NumPy", "torch") if any(r["against"] == name for r in rows)]
     threads = min(row["threads"] for row in rows)
     figure, panels = pyplot.subplots(
-        1, len(libraries), figsize=(8, 3.2), sharey=True, squeeze=False
+        1, len(libraries), figsize=(8, 3.6), sharey=True, squeeze=False
     )
     for panel, library in zip(panels[0], libraries, strict=True):
         chosen = [r for r in rows if (r["against"], r["threads"]) == (library, threads)]
@@ -64,11 +69,11 @@ def plot_rules(rows: Sequence[Row], path: Path) -> None:
         panel.set(title=f"{library}, threads: {threads}", yscale="log")
         panel.tick_params(axis="x", rotation=60)
     panels[0][0].set_ylabel("time / ours")
-    panels[0][0].legend(frameon=False)
-    _save(figure, path)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=3)
+    _save(figure, path, bottom=0.14)
 
 
-def _save(figure: pyplot.Figure, path: Path, bottom: float = 0.0) -> None:
+def _save(figure: pyplot.Figure, path: Path, bottom: float) -> None:
     figure.tight_layout(rect=(0, bottom, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
