@@ -36,7 +36,7 @@ help:
 	@echo "make setup    install everything into $(venv), Horovod included"
 	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
 	@echo "make demo-tf  the same with Keras"
-	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (15 minutes)"
+	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
 	@echo "make test     run all tests, in one process and on 4 and 6 ranks"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
