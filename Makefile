@@ -1,4 +1,5 @@
-# The variables to set: make demo FRAMEWORKS=torch, make test TORCH=2.14.1
+# The variables to set: make demo FRAMEWORKS=torch, make test TORCH=2.14.1,
+# make bench BENCH='--parts exchange --ranks 6'
 FRAMEWORKS ?= torch tensorflow
 TORCH ?= 2.13.0
 TENSORFLOW ?= 2.21.0
@@ -29,12 +30,13 @@ show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 
     2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
     | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
 
-.PHONY: help setup demo demo-tf test lint format clean
+.PHONY: help setup demo demo-tf bench test lint format clean
 
 help:
 	@echo "make setup    install everything into $(venv), Horovod included"
 	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
 	@echo "make demo-tf  the same with Keras"
+	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
 	@echo "make test     run all tests, in one process and on 4 and 6 ranks"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
@@ -48,8 +50,9 @@ $(installed): pyproject.toml setup.py tools/build_horovod.py $(wildcard tools/cm
 	@$(PYTHON) tools/build_horovod.py --prepare
 	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
 	@echo "Installing $(requirements) and the rest into $(venv)"
-	@$(pip) install --quiet $(requirements) --editable '.[examples,test]'
+	@$(pip) install --quiet $(requirements) --editable '.[examples,plots,test]'
 	@$(venv)/bin/python tools/build_horovod.py
+	@$(venv)/bin/python -c 'from horovod_detox import kernels; kernels.prepare()'
 	@rm -f $(venv)/installed-*
 	@touch $@
 
@@ -58,6 +61,9 @@ demo: $(installed)
 
 demo-tf: $(installed)
 	@$(call show,examples/tf/digits.py)
+
+bench: $(installed)
+	timeout --foreground --kill-after=30 3600 $(venv)/bin/python benchmarks $(BENCH)
 
 test: $(installed)
 	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest

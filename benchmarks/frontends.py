@@ -4,14 +4,15 @@ horovodrun -np 6 --gloo python benchmarks/frontends.py
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import job
 import keras
 import tensorflow as tf
 import torch
-from exchange import say, seconds
+from clock import Operation
 
 import horovod_detox.tensorflow
 import horovod_detox.torch as hvd
@@ -24,21 +25,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--outer", default="median")
+    parser.add_argument("--json", type=Path, help="append the results to this file")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     for frontend in (hvd, horovod_detox.tensorflow):
         frontend.init(detox=Detox(group_size=args.group_size, outer=args.outer))
-    say(f"ranks: {hvd.size()}, group_size: {args.group_size}, outer: {args.outer}\n")
-    say("| floats | PyTorch, ms | TensorFlow eagerly / PyTorch | in a tf.function / PyTorch |")
-    say("|---|---|---|---|")
-    for size in args.sizes:
-        steps = [torch_step(size), tensorflow_step(size), tf.function(tensorflow_step(size))]
-        rounds = [[seconds(step) for step in steps] for _ in range(args.repeats + 2)][2:]
-        reference = 1000 * statistics.median(times[0] for times in rounds)
-        ratios = [statistics.median(times[i] / times[0] for times in rounds) for i in (1, 2)]
-        say(f"| {size} | {reference:.1f} | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
+    job.say([row for size in args.sizes for row in compare(size, args.repeats)], args)
+
+
+def compare(size: int, repeats: int) -> list[dict[str, Any]]:
+    """Return one row for each way to run TensorFlow."""
+    steps = {"eager": tensorflow_step(size), "tf.function": tf.function(tensorflow_step(size))}
+    measured = job.clock(repeats).compare(
+        Operation(torch_step(size)), [Operation(step) for step in steps.values()]
+    )
+    return [
+        {"ranks": hvd.size(), "floats": size, "TensorFlow": name} | times
+        for name, times in zip(steps, measured, strict=True)
+    ]
 
 
 def torch_step(size: int) -> Callable[[], Any]:
