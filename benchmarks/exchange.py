@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--outer", default="median")
     parser.add_argument("--witnesses", type=int, default=0, help="of the exchange sharded")
+    parser.add_argument("--overlap-bytes", type=int, default=Detox().overlap_bytes)
     parser.add_argument("--json", type=Path, help="append the results to this file")
     args = parser.parse_args()
 
@@ -79,7 +80,13 @@ def measure(exchange: str, size: int, args: argparse.Namespace) -> list[dict[str
 def detox_of(exchange: str, args: argparse.Namespace) -> Detox:
     """Return the settings of a job with this exchange."""
     witnesses = args.witnesses if exchange == "sharded" else 0
-    return Detox(args.group_size, outer=args.outer, exchange=exchange, witnesses=witnesses)
+    return Detox(
+        args.group_size,
+        outer=args.outer,
+        exchange=exchange,
+        overlap_bytes=args.overlap_bytes,
+        witnesses=witnesses,
+    )
 
 
 class Setting:

@@ -8,6 +8,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from tables import Row
 
 mpl.rcParams |= {
@@ -73,7 +74,7 @@ def plot_rules(rows: Sequence[Row], path: Path) -> None:
     _save(figure, path, bottom=0.14)
 
 
-def _save(figure: pyplot.Figure, path: Path, bottom: float) -> None:
+def _save(figure: Figure, path: Path, bottom: float) -> None:
     figure.tight_layout(rect=(0, bottom, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -36,11 +36,12 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=40.0, help="seconds per number of images")
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--outer", default="median")
+    parser.add_argument("--overlap-bytes", type=int, default=Detox().overlap_bytes)
     parser.add_argument("--json", type=Path, help="append the results to this file")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    hvd.init(detox=Detox(args.group_size, outer=args.outer))
+    hvd.init(detox=Detox(args.group_size, outer=args.outer, overlap_bytes=args.overlap_bytes))
     job.say([row for images in args.images for row in compare(images, args)], args)
 
 

@@ -50,7 +50,7 @@ class Detox:
     placement: str = "spread"
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 21
-    overlap_bytes: int = 1 << 25
+    overlap_bytes: int = 1 << 26
     witnesses: int = 0
     seed: int = 0
     timeout: float = 1800.0

@@ -124,18 +124,16 @@ class UnderWay:
     """An exchange of which the parts are sent one by one.
 
     Attributes:
+        send: sends a part, whose words are final.
+        advance: goes on with the parts that were sent, without waiting for another rank.
         finish: sends the parts that were not sent, waits for the other ranks and returns the
             outcome; raises what `Engine.exchange` does.
     """
 
     def __init__(self, exchange: Sharded, finish: Callable[[], Outcome]) -> None:
-        self._exchange = exchange
+        self.send = exchange.send
+        self.advance = exchange.advance
         self.finish = finish
-
-    def send(self, part: int) -> None:
-        """Send a part, whose words are final, and go on with the others without waiting."""
-        self._exchange.send(part)
-        self._exchange.advance()
 
 
 class _Agreement:

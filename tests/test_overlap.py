@@ -35,6 +35,7 @@ def exchange_in_parts(detox, copies, order=None, seam=lambda collectives: collec
                 bounds = slice(*engine.parts(layout)[part])
                 copy[bounds] = words[bounds]
                 under_way.send(part)
+                under_way.advance()
             copy[:] = words
             outcome = under_way.finish()
         return outcome, engine.ledger.report(), count
@@ -116,7 +117,7 @@ def test_a_part_is_aggregated_before_the_last_is_known():
         under_way = engine.begin(copy := layout.pack([copies[0]]), layout, np.zeros_like(copy))
         under_way.send(0)
         collectives.allgather("all have sent", np.zeros(1)).wait()
-        under_way.send(1)
+        under_way.advance()
         collectives.allgather("all have gone on", np.zeros(1)).wait()
         early = list(calls)
         under_way.finish()

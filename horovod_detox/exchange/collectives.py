@@ -19,7 +19,7 @@ class Handle(Protocol):
         ...
 
     def is_done(self) -> bool:
-        """Return whether `wait` is known to return at once."""
+        """Return whether `wait` is known to return at once; not to be asked after it."""
         ...
 
 
@@ -165,6 +165,18 @@ class _ThreadCollectives:
 
 
 class _ThreadHandle:
+    """A collective under way; as Horovod's, it is gone once it was waited for."""
+
     def __init__(self, wait: Callable[[], Any], is_done: Callable[[], bool]) -> None:
-        self.wait = wait
-        self.is_done = is_done
+        self._wait = wait
+        self._is_done = is_done
+        self._is_gone = False
+
+    def wait(self) -> Any:
+        self._is_gone = True
+        return self._wait()
+
+    def is_done(self) -> bool:
+        if self._is_gone:
+            raise ValueError("this collective was waited for")
+        return self._is_done()

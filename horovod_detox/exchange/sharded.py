@@ -105,7 +105,7 @@ class Sharded:
     def advance(self) -> None:
         """Go on with the parts that were sent, without waiting for another rank."""
         for part in self._parts:
-            if part.has_arrived():
+            if part.can_begin():
                 part.begin()
 
     def finish(self) -> Outcome:
@@ -177,9 +177,11 @@ class _Part:
             *self._send("slices", slices),
         ]
 
-    def has_arrived(self) -> bool:
-        """Return whether `begin` would not wait."""
-        return bool(self._sent) and all(handle.is_done() for handle in self._sent)
+    def can_begin(self) -> bool:
+        """Return whether `begin` has something to do and would not wait."""
+        if self._has_begun or not self._sent:
+            return False
+        return self._agreement.is_done() and all(handle.is_done() for handle in self._sent)
 
     def begin(self) -> None:
         """Vote; when all votes are good, also aggregate: only another part could change that."""

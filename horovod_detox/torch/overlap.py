@@ -38,6 +38,7 @@ class Overlap:
             self._missing[part] -= 1
             if not self._missing[part]:
                 under_way.send(part)
+        under_way.advance()
 
     def finish(self) -> Outcome:
         """Take the other gradients as they are and return the outcome."""

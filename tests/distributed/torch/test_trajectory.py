@@ -9,8 +9,8 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
-from horovod_detox.engine import UnderWay
 from horovod_detox.exchange import EXCHANGES, sharded
+from horovod_detox.exchange.sharded import Sharded
 from tests.distributed.torch.training import digest, everywhere, loss_of, model, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -81,13 +81,13 @@ def test_gradients_exchanged_part_by_part_give_the_same_trajectory(
     start, monkeypatch, outer, passes
 ):
     left: list[tuple[int, int]] = []  # (part, gradients known by then)
-    send = UnderWay.send
+    send = Sharded.send
 
-    def listen(under_way, part):
+    def listen(exchange, part):
         left.append((part, len(known)))
-        send(under_way, part)
+        send(exchange, part)
 
-    monkeypatch.setattr(UnderWay, "send", listen)
+    monkeypatch.setattr(Sharded, "send", listen)
     known: list[torch.Tensor] = []
 
     def train_with_liars(liars, **settings):
