@@ -1,5 +1,7 @@
 """The column kernels: against definitions of a line or two, and those of torch against Numba's."""
 
+import os
+import subprocess
 import sys
 from itertools import product
 from types import SimpleNamespace
@@ -150,3 +152,21 @@ def test_rows_that_kernels_would_misread_are_refused():
         with pytest.raises(ValueError, match="contiguous, of one length and one element type"):
             kernels.mean(wrong)
     assert bits(by_name("median")(np.asfortranarray(rows))) == bits(by_name("median")(rows))
+
+
+def test_compilation_is_announced_and_happens_once(tmp_path):
+    """The compiled code is kept on disk: a second process says nothing and compiles nothing."""
+    code = (
+        "from horovod_detox import kernels; kernels.prepare();"
+        "print(sum(kernels._trimmed_mean.stats.cache_misses.values()))"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run():
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        return result.stdout.strip(), result.stderr.strip()
+
+    assert run() == ("2", "compiling the column kernels, once on this machine")
+    assert run() == ("0", "")

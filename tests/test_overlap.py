@@ -28,7 +28,7 @@ def exchange_in_parts(detox, copies, order=None, seam=lambda collectives: collec
         words = layout.pack([copies[collectives.rank]])
         outcome: Any = None
         for _ in range(steps):
-            copy, update = np.full_like(words, -1), np.zeros_like(words)
+            copy, update = np.full_like(words, -1), np.full_like(words, -1)
             under_way = engine.begin(copy, layout, update)
             sent = range(count) if order is None else order(collectives.rank, count)
             for part in sent:

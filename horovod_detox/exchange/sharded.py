@@ -46,8 +46,6 @@ from horovod_detox.groups import Groups, slice_holders
 from horovod_detox.layout import Buffers, Layout
 from horovod_detox.vote import Verdict, judge, merge
 
-Bounds = list[tuple[int, int]]
-
 
 def exchange(
     collectives: Collectives,
@@ -364,26 +362,6 @@ def _repairs(
     return repairs
 
 
-def _send(
-    collectives: Collectives,
-    name: str,
-    copy: Any,
-    bounds: Bounds,
-    slices: Collection[int],
-    holders: np.ndarray,
-    spare: Any,
-) -> list[Handle]:
-    """Send some slices to their owners, and to their witnesses."""
-    handles = []
-    for j, receivers in enumerate(holders.tolist()):
-        parts = [copy[:0]] * len(bounds)
-        for s in slices:
-            parts[receivers[s]] = copy[slice(*bounds[s])]
-        room = None if j else spare
-        handles.append(collectives.alltoall(f"{name}.{j}" if j else name, parts, room))
-    return handles
-
-
 def _is_as_told(words: Any, facts: np.ndarray) -> bool:
     """Return whether a slice has the fingerprint that its sender told."""
     return np.array_equal(fingerprint(words, [(0, len(words))])[0], facts[:WORDS])
@@ -411,17 +389,6 @@ def _aggregate(
     for part in parts:
         aggregate_votes(rule, part.buffers, part.votes, part.result, part.previous, gram)
     return wrong
-
-
-def _share(collectives: Collectives, update: Any, bounds: Bounds) -> None:
-    """Let every owner broadcast its slice of the update, in place."""
-    handles = [
-        collectives.broadcast(f"update.{owner}", update[start:stop], owner)
-        for owner, (start, stop) in enumerate(bounds)
-        if start < stop
-    ]
-    for handle in handles:
-        handle.wait()
 
 
 def _accuse(groups: Groups, verdict: Verdict, accused: Collection[int]) -> Verdict:
