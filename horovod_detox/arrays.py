@@ -50,7 +50,7 @@ class Namespace(Protocol):
 class NumPyNamespace:
     """NumPy, for everything that lies in main memory."""
 
-    block = 1 << 15
+    block = 1 << 16
     copy = staticmethod(np.copy)
 
     @cached_property

@@ -144,12 +144,14 @@ def finite_rows(values: Any) -> np.ndarray:
     A vote cannot if an element is NaN or infinite, or so large, beyond 1e145 in float64, that
     squared distances would overflow.
     """
+    xp = namespace(values)
     if isinstance(values, np.ndarray) and values.dtype in (np.float32, np.float64):
         # One fast pass; only a vote that is not short in this sense needs the second look.
-        short = np.array([np.dot(row, row) < _LARGEST**2 for row in values], bool)
+        squares = for_blocks(lambda i: np.vdot(values[i], values[i]), len(values), 1, xp.threads)
+        short = np.array(squares) < _LARGEST**2
         if short.all():
             return short
-    xp, working = namespace(values), working_dtype(values)
+    working = working_dtype(values)
     largest = _LARGEST if working == "float64" else np.inf
     finite = np.ones(len(values), bool)
     for columns in slices(values.shape[1], xp.block):
