@@ -99,6 +99,15 @@ def test_a_vote_that_is_lost_in_the_last_part_is_taken_out_of_the_first():
         assert report.dissents == {}
 
 
+def test_a_vote_for_nan_does_not_count_where_another_part_has_no_vote():
+    copies = [np.full(100, rank % 3, np.float32) for rank in range(9)]
+    copies[2][0] = copies[5][0] = np.nan
+    copies[5][-1], copies[8][-1] = 7, 8
+    for outcome, report, _ in exchange_in_parts(replace(SETTINGS, outer="mean"), copies):
+        assert set(outcome.update.view(np.float32)) == {0.5}
+        assert (report.abstentions, outcome.non_finite) == ({2: 1}, ())
+
+
 def test_a_part_is_aggregated_before_the_last_is_known():
     calls: list[str] = []
 

@@ -115,7 +115,8 @@ class Sharded:
         for part in self._parts:
             part.receive_update()
         verdict = merge([part.verdict for part in self._parts])
-        non_finite = tuple(sorted({group for part in self._parts for group in part.non_finite}))
+        in_parts = {group for part in self._parts for group in part.non_finite}
+        non_finite = tuple(group for group in verdict.winners if group in in_parts)
         rule = rule_for(self._plan, verdict, non_finite)
         kept = tuple(group for group in verdict.winners if group not in non_finite)
         wrong = set().union(*(part.finish(rule, kept) for part in self._parts))
