@@ -54,7 +54,9 @@ def thread_budget() -> int:
 
 def prepare() -> None:
     """Load all kernels from disk, or compile them and say so, as it takes a while."""
-    if not any(Path(_mean.stats.cache_path or ".").glob("kernels._*.nbi")):
+    indices = Path(_mean.stats.cache_path or ".").glob("kernels._*.nbi")
+    source = Path(__file__).stat().st_mtime
+    if not any(index.stat().st_mtime > source for index in indices):
         log.warning("compiling the column kernels, once on this machine")
     for dtype in (np.float32, np.float64):
         rows = np.ones((3, 2), dtype)
@@ -127,9 +129,9 @@ def gram(rows: Rows, reference: np.ndarray | None, centre: np.ndarray | None) ->
 
 def _addresses(rows: Rows) -> np.ndarray:
     """Return where the rows begin in memory."""
-    dtype, shape, strides = rows[0].dtype, rows[0].shape, (rows[0].itemsize,)
+    dtype, shape = rows[0].dtype, rows[0].shape
     if not all(
-        row.dtype == dtype and row.shape == shape and row.strides == strides for row in rows
+        row.dtype == dtype and row.shape == shape and row.flags.c_contiguous for row in rows
     ):
         raise ValueError("rows must be contiguous, of one length and one element type")
     return np.array([row.__array_interface__["data"][0] for row in rows])

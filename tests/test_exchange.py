@@ -373,6 +373,28 @@ def test_small_gradients_take_a_single_round(fields, words, used):
     assert ("allgather accusations" in Listening.names) == (used == "sharded")
 
 
+@pytest.mark.parametrize("exchange", ["sharded", "gathered"])
+def test_update_and_slices_to_send_take_the_memory_that_is_given(exchange):
+    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
+    layout = layout_of(np.zeros(120))
+
+    class Listening(Tampering):
+        def alltoall(self, name, parts, spare=None):
+            self.spares.append(spare)
+            return self._collectives.alltoall(name, parts, spare)
+
+    def program(collectives):
+        seam: Any = Listening(collectives)
+        seam.spares = []
+        update = np.full(layout.words, -1)
+        outcome = Engine(plan, seam).exchange(layout.pack([np.ones(120)]), layout, update)
+        assert outcome.update is update
+        assert set(layout.typed(update)[0]) == {1.0}
+        return all(np.shares_memory(spare, update) for spare in seam.spares)
+
+    assert InProcessCluster(6).run(program) == [True] * 6
+
+
 def test_a_persistent_liar_costs_no_repairs_after_its_first_step():
     class Counting(Tampering):
         calls: ClassVar[list[str]] = []

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from itertools import product
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from horovod_detox import kernels
 from horovod_detox.aggregators import by_name
+from horovod_detox.aggregators.columns import for_blocks
 from horovod_detox.sorting import network
 from tests.votes import bits, draw, few_examples
 
@@ -125,6 +127,11 @@ def test_threads_change_no_bit(rule, monkeypatch):
     assert len(set(results)) == 1
 
 
+def test_blocks_are_worked_on_at_the_same_time():
+    both = threading.Barrier(2, timeout=20)
+    assert sorted(for_blocks(lambda columns: both.wait(), 20, 10, threads=2)) == [0, 1]
+
+
 def test_the_thread_budget_is_shared_by_the_ranks_of_a_host(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -151,6 +158,7 @@ def test_rows_that_kernels_would_misread_are_refused():
     ):
         with pytest.raises(ValueError, match="contiguous, of one length and one element type"):
             kernels.mean(wrong)
+    assert by_name("median")(rows[:1].T).tolist() == [np.median(rows[0])]  # strides of one column
     assert bits(by_name("median")(np.asfortranarray(rows))) == bits(by_name("median")(rows))
 
 
