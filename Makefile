@@ -50,7 +50,7 @@ $(installed): pyproject.toml setup.py tools/build_horovod.py $(wildcard tools/cm
 	@$(PYTHON) tools/build_horovod.py --prepare
 	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
 	@echo "Installing $(requirements) and the rest into $(venv)"
-	@$(pip) install --quiet $(requirements) --editable '.[examples,plots,test]'
+	@$(pip) install --quiet $(requirements) --editable '.[lab,test]'
 	@$(venv)/bin/python tools/build_horovod.py
 	@$(venv)/bin/python -c 'from horovod_detox import kernels; kernels.prepare()'
 	@rm -f $(venv)/installed-*

@@ -6,7 +6,6 @@ Every rank computes as many images with all of them; with ours, those of its gro
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from clock import Operation
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
-
-sys.path.append(str(Path(__file__).parents[1] / "examples" / "torch"))
-from models import resnet18  # type: ignore[import-not-found]
+from horovod_detox.lab.models import resnet18
 
 OPTIMIZERS = {
     "none": lambda optimizer, model: optimizer,

@@ -1,16 +1,13 @@
-"""The parts of the torch examples that need no job: flags, data files, networks, digests, lies."""
+"""The parts of the torch examples that need no job: flags, digests, lies."""
 
-import gzip
 import importlib
 import re
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 
 from horovod_detox import attacks
@@ -19,9 +16,7 @@ from horovod_detox.groups import Groups
 torch: Any = pytest.importorskip("torch")
 
 FOLDER = Path(__file__).parent.parent / "examples" / "torch"
-MODULES = ("comparison", "idx", "common", "data", "models", "fashion_mnist")
-IMAGES = np.arange(5 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(5, 28, 28)
-LABELS = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
+MODULES = ("comparison", "common", "fashion_mnist")
 
 
 @pytest.fixture(scope="module")
@@ -38,111 +33,6 @@ def examples() -> Iterator[dict[str, ModuleType]]:
 @pytest.fixture
 def common(examples: dict[str, ModuleType]) -> ModuleType:
     return examples["common"]
-
-
-@pytest.fixture
-def data(examples: dict[str, ModuleType]) -> ModuleType:
-    return examples["data"]
-
-
-@pytest.fixture
-def idx_files(examples: dict[str, ModuleType]) -> ModuleType:
-    return examples["idx"]
-
-
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-@pytest.mark.parametrize("array", [IMAGES, LABELS], ids=["images", "labels"])
-def test_idx_files_are_read_packed_or_not(
-    idx_files: ModuleType, tmp_path: Path, array: np.ndarray
-) -> None:
-    (tmp_path / "plain").write_bytes(idx(array))
-    (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(array)))
-    for name in ("plain", "packed.gz"):
-        read = idx_files.read_idx(tmp_path / name)
-        assert read.dtype == np.uint8
-        np.testing.assert_array_equal(read, array)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x89PNG\r\n", "not an idx file of bytes: it begins with 89 50 4e 47, not with 00 00 08"),
-        (b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0", "it begins with 00 00 0d 01"),
-        (b"", "not an idx file"),
-        (b"\0\0\x08", "it begins with 00 00 08, not with"),
-        (idx(IMAGES)[:9], "ends inside its header"),
-        (idx(IMAGES)[:-1], r"holds 3919 bytes of data, not 3920 as its shape \(5, 28, 28\)"),
-        (idx(LABELS) + b"\0", "holds 6 bytes of data, not 5"),
-    ],
-    ids=["other format", "floats", "empty", "stub", "no shape", "cut off", "too long"],
-)
-def test_a_file_that_is_not_idx_is_refused(
-    idx_files: ModuleType, tmp_path: Path, content: bytes, message: str
-) -> None:
-    (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        idx_files.read_idx(tmp_path / "file")
-
-
-@pytest.mark.parametrize("inside", [".", "FashionMNIST/raw"])
-def test_fashion_mnist_comes_from_a_folder(data: ModuleType, tmp_path: Path, inside: str) -> None:
-    folder = tmp_path / inside
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "t10k-images-idx3-ubyte").write_bytes(idx(IMAGES))
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS))
-    test_set = data.load("fashion_mnist", tmp_path, train=False)
-    image, label = test_set[2]
-    assert len(test_set) == 5
-    assert image.shape == (1, 28, 28)
-    assert label == 4
-    torch.testing.assert_close(image[0] * 0.353 + 0.286, torch.tensor(IMAGES[2]) / 255)
-
-
-def test_a_given_folder_goes_before_debians_and_downloads(
-    data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(data, "DEBIAN", tmp_path)
-    assert data.locate("fashion_mnist", Path("mine")) == Path("mine")
-    assert data.locate("fashion_mnist") == tmp_path
-    assert data.locate("cifar10") == data.DOWNLOADS
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "missing")
-    assert data.locate("fashion_mnist") == data.DOWNLOADS
-
-
-def test_missing_torchvision_ends_in_one_line(
-    data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(SystemExit, match="torchvision is needed for cifar10"):
-        data.load("cifar10", tmp_path, train=True)
-    with pytest.raises(SystemExit, match=f"needed to download Fashion-MNIST to {tmp_path}"):
-        data.download("fashion_mnist", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "classes", "channels", "size", "parameters"),
-    [
-        ("cnn", 10, 1, 28, 61_654),
-        ("resnet18", 10, 3, 32, 11_173_962),
-        ("resnet18", 100, 3, 32, 11_220_132),
-        ("vgg13_bn", 10, 3, 32, 9_416_010),
-        ("vgg13_bn", 100, 3, 32, 9_462_180),
-    ],
-)
-def test_networks(
-    examples: dict[str, ModuleType],
-    name: str,
-    classes: int,
-    channels: int,
-    size: int,
-    parameters: int,
-) -> None:
-    model = examples["models"].MODELS[name](classes)
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert model(torch.zeros(2, channels, size, size)).shape == (2, classes)
 
 
 def test_flags(examples: dict[str, ModuleType]) -> None:

@@ -9,13 +9,13 @@ import pytest
 import horovod_detox
 
 FRAMEWORKS = {"torch", "tensorflow", "horovod", "keras", "jax"}
-FRONTENDS = {"torch", "tensorflow", "keras", "tensor_kernels"}  # imported with their framework
+WITH_A_FRAMEWORK = {"torch", "tensorflow", "keras", "tensor_kernels", "lab"}
 
 
 def core_modules() -> list[str]:
     names = ["horovod_detox"]
     for module in pkgutil.iter_modules(horovod_detox.__path__, "horovod_detox."):
-        if module.name.split(".")[1] in FRONTENDS:
+        if module.name.split(".")[1] in WITH_A_FRAMEWORK:
             continue
         names.append(module.name)
         if module.ispkg:

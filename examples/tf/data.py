@@ -1,14 +1,12 @@
 """The data of fashion_mnist.py: Fashion-MNIST from idx files or by Keras, CIFAR by Keras."""
 
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-sys.path.append(str(Path(__file__).parents[1]))  # for what the examples of all frameworks share
-from idx import DEBIAN, read_part
+from horovod_detox.lab.idx import DEBIAN, read_part
 
 CLASSES = {"fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 Arrays = tuple[np.ndarray, np.ndarray]

@@ -9,13 +9,14 @@ import sys
 import horovod.torch
 import torch
 from common import Run, flags, job, lie
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
+from horovod_detox.lab.datasets import Images, digits
+from horovod_detox.lab.models import mlp
 
 
 def main() -> int:
@@ -33,7 +34,7 @@ def train(args: argparse.Namespace) -> Run:
     attack = job.attack_of(args)
 
     # The ranks of a group work on the same batches; for plain Horovod, each on its own.
-    train_set, test_set = digits()
+    train_set, test_set = digits(train=True), digits(train=False)
     batch_size = args.batch_size
     sampler = hvd.GroupSampler(train_set, seed=args.seed)
     if plain:
@@ -42,7 +43,7 @@ def train(args: argparse.Namespace) -> Run:
     loader = DataLoader(train_set, batch_size, sampler=sampler)
 
     torch.manual_seed(args.seed)
-    model = network()
+    model = mlp()
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.seed_group(args.seed)  # the same dropout in the ranks of a group
 
@@ -71,31 +72,10 @@ def train(args: argparse.Namespace) -> Run:
     return job.conclude(args, model, accuracy(model, test_set))
 
 
-def network() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(64, 128),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.Linear(128, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
-
-
-def digits() -> tuple[TensorDataset, TensorDataset]:
-    """Return 1437 images to train with and 360 to test with."""
-    pixels, digits = load_digits(return_X_y=True)
-    images = torch.tensor(pixels / 16, dtype=torch.float32)
-    labels = torch.tensor(digits)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    train, test = order[360:], order[:360]
-    return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
-
-
 @torch.no_grad()
-def accuracy(model: nn.Module, dataset: TensorDataset) -> float:
+def accuracy(model: nn.Module, dataset: Images) -> float:
     model.eval()
-    images, labels = dataset.tensors
+    images, labels = dataset[:]
     return (model(images).argmax(dim=1) == labels).float().mean().item()
 
 

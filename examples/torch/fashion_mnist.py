@@ -14,8 +14,6 @@ from typing import Any
 import horovod.torch
 import torch
 from common import Run, flags, job, lie
-from data import CLASSES, download, load, locate
-from models import MODELS
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -23,14 +21,16 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
+from horovod_detox.lab.datasets import CLASSES, download, load, locate
+from horovod_detox.lab.models import MODEL_OF, MODELS
 
 
 def parser() -> argparse.ArgumentParser:
     parser = flags("Image classifiers with Horovod and DETOX", epochs=5, batch_size=96, lr=0.05)
     add = parser.add_argument
-    add("--dataset", choices=CLASSES, default="fashion_mnist")
+    add("--dataset", choices=sorted(CLASSES.keys() - {"digits"}), default="fashion_mnist")
     add("--data", type=Path, metavar="DIR", help="folder of the data; default: Debian's, or none")
-    add("--model", choices=MODELS, help="default: cnn, and resnet18 for CIFAR")
+    add("--model", choices=sorted(MODELS), help="default: the dataset's")
     add("--fp16-allreduce", action="store_true", help="send gradients in half precision")
     add("--steps-per-epoch", type=int, metavar="N", help="end every epoch after N steps")
     return parser
@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> Run:
     steps = min(len(loader), args.steps_per_epoch or len(loader))
 
     torch.manual_seed(args.seed)
-    name = args.model or ("cnn" if args.dataset == "fashion_mnist" else "resnet18")
+    name = args.model or MODEL_OF[args.dataset]
     model = MODELS[name](CLASSES[args.dataset]).to(device)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.seed_group(args.seed)  # the same dropout and augmentation in the ranks of a group

@@ -1,14 +1,23 @@
-"""The networks of the examples: images of shape (n, channels, height, width) -> (n, classes)."""
+"""Small networks and those of the DETOX paper: images -> (n, classes)."""
 
 import torch
 from torch import nn
 
 
+def mlp(classes: int = 10) -> nn.Sequential:
+    """Return a network for flat images of 64 pixels (17,000 parameters)."""
+    return nn.Sequential(
+        *(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.1)),
+        *(nn.Linear(128, 64), nn.ReLU()),
+        nn.Linear(64, classes),
+    )
+
+
 def cnn(classes: int = 10) -> nn.Sequential:
     """Return a small network for gray images of 28 x 28 (61,000 parameters)."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
         *(nn.Flatten(), nn.Dropout(0.1), nn.Linear(32 * 7 * 7, 36), nn.ReLU()),
         nn.Linear(36, classes),
     )
@@ -61,4 +70,6 @@ class Block(nn.Module):
         return torch.relu(self.residual(images) + self.shortcut(images))
 
 
-MODELS = {"cnn": cnn, "resnet18": resnet18, "vgg13_bn": vgg13_bn}
+MODELS = {"mlp": mlp, "cnn": cnn, "resnet18": resnet18, "vgg13_bn": vgg13_bn}
+MODEL_OF = {"digits": "mlp", "fashion_mnist": "cnn", "cifar10": "resnet18", "cifar100": "vgg13_bn"}
+"""The usual model for every dataset."""
