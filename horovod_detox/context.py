@@ -15,6 +15,7 @@ from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.faults import Event, FaultReport, Ledger
+from horovod_detox.groups import group_seeds
 from horovod_detox.session import Session, agree
 
 SETUP_TIMEOUT = 300.0
@@ -156,10 +157,10 @@ class Context:
 
     def seed_python(self, seed: int) -> int:
         """Seed python and NumPy by group; return a seed for the framework, also by group."""
-        state = np.random.SeedSequence([seed, self.group()]).generate_state(3)
-        random.seed(int(state[0]))
-        np.random.seed(state[1])
-        return int(state[2])
+        python, numpy, framework = group_seeds(seed, self.group())
+        random.seed(python)
+        np.random.seed(numpy)
+        return framework
 
 
 class Engines:

@@ -125,3 +125,13 @@ def _by_host(world_size: int, hosts: Sequence[object] | None) -> list[int]:
     for rank, host in enumerate(hosts):
         first_rank.setdefault(host, rank)
     return sorted(range(world_size), key=lambda rank: (first_rank[hosts[rank]], rank))
+
+
+def group_seeds(seed: int, group: int) -> tuple[int, int, int]:
+    """Return the seeds of Python, NumPy and the framework for the ranks of a group.
+
+    >>> group_seeds(0, 1) == group_seeds(0, 2)
+    False
+    """
+    python, numpy, framework = np.random.SeedSequence([seed, group]).generate_state(3).tolist()
+    return python, numpy, framework
