@@ -1,7 +1,6 @@
 """One exchange after another: what the frontends call."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,12 @@ from horovod_detox.config import Plan
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import share
-from horovod_detox.exchange.outcome import Memory, Outcome
+from horovod_detox.exchange.outcome import Outcome
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.faults import Ledger
 from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.history import History
 from horovod_detox.layout import WORD, Layout, difference
-
-DISTRUSTED_STEPS = 1000
-"""A rank that dissented is not relied upon for so many steps."""
 
 
 class RanksDisagree(RuntimeError):
@@ -26,23 +23,31 @@ class RanksDisagree(RuntimeError):
 
 
 class Engine:
-    """The state that a rank carries from exchange to exchange.
+    """One rank's part in a job's exchanges.
 
     Attributes:
-        plan: settings, groups and rule.
-        ledger: the account of faults.
-        step: number of exchanges so far.
+        history: what it carries from exchange to exchange.
     """
 
     def __init__(self, plan: Plan, collectives: Collectives, ledger: Ledger | None = None) -> None:
-        self.plan = plan
-        self.ledger = ledger or Ledger(plan.groups)
-        self.step = 0
+        self.history = History(plan, ledger)
         self._collectives = collectives
         self._digest = np.zeros(WORDS, dtype=np.int64)
-        self._previous: Any | None = None
-        self._layout: Layout | None = None
-        self._last_dissent: dict[int, int] = {}
+
+    @property
+    def plan(self) -> Plan:
+        """Return settings, groups and rule."""
+        return self.history.plan
+
+    @property
+    def ledger(self) -> Ledger:
+        """Return the account of faults."""
+        return self.history.ledger
+
+    @property
+    def step(self) -> int:
+        """Return the number of exchanges so far."""
+        return self.history.step
 
     def exchange(self, copy: Any, layout: Layout, update: Any | None = None) -> Outcome:
         """Turn this rank's copy, `(w,)` words, into the update that all ranks share.
@@ -85,15 +90,13 @@ class Engine:
 
     def _arguments(self, copy: Any, layout: Layout, update: Any) -> tuple[Any, ...]:
         """Return what an exchange is called with; from here on the other ranks wait for this."""
-        plan = replace(self.plan, rule=self.plan.rule.at(self.step))
         agreement = _Agreement(self._collectives, self.step, layout, self._digest)
-        return self._collectives, plan, layout, copy, agreement, self._memory(layout), update
+        plan, memory = self.history.plan_now(), self.history.memory(layout)
+        return self._collectives, plan, layout, copy, agreement, memory, update
 
     def _record(self, outcome: Outcome, layout: Layout) -> Outcome:
-        self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
-        self._remember(outcome, layout.words)
-        self.step += 1
-        return outcome
+        self._digest = fingerprint(outcome.update, [(0, layout.words)])[0]
+        return self.history.record(outcome, layout)
 
     def _exchange_name(self, layout: Layout) -> str:
         """Choose the exchange: small gradients without witnesses take one round."""
@@ -101,23 +104,6 @@ class Engine:
         one_round = copies <= config.one_round_bytes and not config.witnesses
         small = config.exchange == "sharded" and one_round
         return "gathered" if small else config.exchange
-
-    def _memory(self, layout: Layout) -> Memory:
-        """Recall what was kept; an update of other parameters is no centre any more."""
-        if self._layout != layout:
-            if layout.buffers.signs:
-                self.plan.check_signs()
-            self._layout, self._previous = layout, None
-        lately = self.step - DISTRUSTED_STEPS
-        distrusted = frozenset(rank for rank, step in self._last_dissent.items() if step >= lately)
-        return Memory(self._previous, distrusted)
-
-    def _remember(self, outcome: Outcome, words: int) -> None:
-        """Keep what later steps need, apart from the update, which its receiver may write to."""
-        self._last_dissent |= dict.fromkeys(outcome.verdict.dissenters, self.step)
-        self._digest = fingerprint(outcome.update, [(0, words)])[0]
-        if self.plan.rule.uses_previous and outcome.is_finite:
-            self._previous = namespace(outcome.update).copy(outcome.update)
 
 
 class UnderWay:

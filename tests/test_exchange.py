@@ -249,7 +249,7 @@ def test_ranks_in_different_steps_all_hear_it(exchange):
 
     def program(collectives):
         engine = Engine(plan, collectives)
-        engine.step = int(collectives.rank == 2)
+        engine.history.step = int(collectives.rank == 2)
         layout = layout_of(np.zeros(3))
         engine.exchange(layout.pack([np.zeros(3)]), layout)
 

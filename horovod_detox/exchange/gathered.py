@@ -4,6 +4,7 @@ A rank receives `p` times the gradient, so this is for gradients so small that t
 is what counts: `sharded` takes two, for a vote that it must know before it can send the update.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from horovod_detox.arrays import like, to_numpy
@@ -27,7 +28,8 @@ def exchange(
     gathered = collectives.allgather("copies", to_numpy(copy))
     agreement.wait()
     copies = gathered.wait().reshape(collectives.size, -1)
-    previous = None if memory.previous is None else to_numpy(memory.previous)
-    outcome = aggregate_copies(plan, layout, list(copies), previous)
+    if memory.previous is not None:
+        memory = replace(memory, previous=to_numpy(memory.previous))
+    outcome = aggregate_copies(plan, layout, list(copies), memory)
     update[:] = like(update, outcome.update)
     return Outcome(update, outcome.verdict, outcome.non_finite)

@@ -24,6 +24,10 @@ class Memory:
     distrusted: frozenset[int] = frozenset()
 
 
+AT_FIRST = Memory()
+"""What all ranks know before the first step."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of one exchange.

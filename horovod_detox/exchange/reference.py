@@ -13,7 +13,7 @@ from horovod_detox.exchange.aggregation import (
     examine,
     non_finite_votes,
 )
-from horovod_detox.exchange.outcome import Outcome, rule_for
+from horovod_detox.exchange.outcome import AT_FIRST, Memory, Outcome, rule_for
 from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.layout import Layout
 from horovod_detox.vote import judge
@@ -23,7 +23,7 @@ def aggregate_copies(
     plan: Plan,
     layout: Layout,
     copies: Sequence[Any],
-    previous: Any | None = None,
+    memory: Memory = AT_FIRST,
     parts: Sequence[tuple[int, int]] | None = None,
 ) -> Outcome:
     """Vote on and aggregate the copies of all p ranks: p times `(w,)` words -> outcome.
@@ -31,8 +31,8 @@ def aggregate_copies(
     Args:
         plan: groups and rule.
         layout: what the words are.
-        copies: by rank.
-        previous: `(w,)` words of the previous update.
+        copies: by rank; one object for several ranks is looked at once.
+        memory: what is known from earlier steps.
         parts: the words that are cut into p slices each, to be voted on; None: all.
 
     Raises:
@@ -43,7 +43,9 @@ def aggregate_copies(
         for start, stop in parts or [(0, layout.words)]
         for first, last in slice_bounds(stop - start, len(copies))
     ]
-    table = np.stack([examine(layout.buffers, copy, bounds) for copy in copies])
+    distinct = {id(copy): copy for copy in copies}
+    facts = {key: examine(layout.buffers, copy, bounds) for key, copy in distinct.items()}
+    table = np.stack([facts[id(copy)] for copy in copies])
     verdict = judge(plan.groups, table)
     non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
@@ -53,5 +55,5 @@ def aggregate_copies(
         if group not in non_finite
     ]
     update = namespace(copies[0]).empty((layout.words,), copies[0], "int64")
-    aggregate_votes(rule, layout.buffers, votes, update, previous)
+    aggregate_votes(rule, layout.buffers, votes, update, memory.previous)
     return Outcome(update, verdict, non_finite)
