@@ -46,8 +46,7 @@ class CopyDrill:
         """
         segments = layout.buffers.segments
         if len(self.drills) != len(segments):
-            groups = self._plan.groups
-            self.drills = [Drill(self._attack, self._rank, groups) for _ in segments]
+            self.remember([[]] * len(segments))
         lie = to_numpy(copy).copy()
         for i, (buffer, own) in enumerate(
             zip(layout.typed(lie), numbers(layout, copy), strict=True)
@@ -56,6 +55,12 @@ class CopyDrill:
             sent = self.drills[i].corrupt(step, own, theirs, self._update_of)
             buffer[:] = pack_signs(sent) if segments[i].dtype == SIGN else sent
         return like(copy, lie)
+
+    def remember(self, pasts: Sequence[Sequence[np.ndarray]]) -> None:
+        """Begin with these gradients of earlier steps, oldest first, of each flat buffer."""
+        self.drills = [Drill(self._attack, self._rank, self._plan.groups) for _ in pasts]
+        for drill, past in zip(self.drills, pasts, strict=True):
+            drill.past.extend(past)
 
     def _update_of(self, copies: np.ndarray) -> np.ndarray:
         """Compute what the job would make of these copies: `(p, n) -> (n,)`."""

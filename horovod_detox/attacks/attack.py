@@ -62,6 +62,7 @@ class Attack(ABC):
         seed: seeds every choice and all noise, equally on all ranks.
         omniscient: whether it sees the honest ranks' gradients.
         colluding: whether the faulty ranks of a group agree on what they send.
+        poisons: whether it acts on labels.
     """
 
     ranks: tuple[int, ...] | str = ()
@@ -70,6 +71,7 @@ class Attack(ABC):
     seed: int = 0
     omniscient: ClassVar[bool] = False
     colluding: ClassVar[bool] = True
+    poisons: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ranks", self._checked_ranks())

@@ -16,6 +16,9 @@ class Drill:
 
     A drill remembers the gradients of its rank, so make one for each gradient buffer.
 
+    Attributes:
+        past: the gradients that it remembers, oldest first.
+
     Raises:
         ValueError: when the attack does not fit the groups.
     """
@@ -25,7 +28,7 @@ class Drill:
         self.attack = attack
         self.rank = rank
         self.groups = groups
-        self._past: deque[np.ndarray] = deque(maxlen=attack.memory)
+        self.past: deque[np.ndarray] = deque(maxlen=attack.memory)
 
     @property
     def needs_everyone(self) -> bool:
@@ -58,7 +61,7 @@ class Drill:
         if self.rank in faulty and own.size:
             sent = self.attack.corrupt(self._scene(step, own, faulty, everyone, aggregate))
         if self.attack.memory:
-            self._past.append(own.copy())
+            self.past.append(own.copy())
         return sent
 
     def labels(self, step: int, labels: Any) -> Any:
@@ -83,7 +86,7 @@ class Drill:
         return Scene(
             own=own,
             honest=None if everyone is None else np.delete(everyone, faulty, axis=0),
-            past=tuple(self._past),
+            past=tuple(self.past),
             rng=stream(
                 self.attack.seed, "corruption", step, self.attack.party(self.rank, self.groups)
             ),

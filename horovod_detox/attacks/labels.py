@@ -1,7 +1,7 @@
 """Attacks on the training data."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ class LabelFlip(Attack):
     """Train on `num_classes - 1 - label`, and send the gradient as it comes (Fang et al. 2020)."""
 
     num_classes: int
+    poisons: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

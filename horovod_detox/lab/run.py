@@ -1,0 +1,190 @@
+"""The description of a run: a file, or flags, from which follows every bit of the training."""
+
+import argparse
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from horovod_detox import attacks
+from horovod_detox.config import Detox
+from horovod_detox.lab.datasets import CLASSES
+from horovod_detox.lab.models import MODEL_OF, MODELS
+
+COMPRESSIONS = ("none", "fp16", "bf16", "sign")
+GRADIENTS = ("each", "vmap")
+DEVICES = ("auto", "cpu", "cuda")
+SCHEDULES = ("constant", "cosine")
+OF_A_REAL_JOB = ("exchange", "one_round_bytes", "overlap_bytes", "witnesses", "timeout")
+"""The settings of Detox that say how copies travel: without meaning where all are in one place."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "averaging": {"group_size": 1, "outer": "mean"},
+    "median": {"group_size": 1, "outer": "median"},
+    "geometric_median": {"group_size": 1, "outer": "geometric_median"},
+    "multi_krum": {"group_size": 1, "outer": "multi_krum"},
+    "bulyan": {"group_size": 1, "outer": "bulyan"},
+    "sign": {"group_size": 1, "outer": "sign_majority"},
+    "redundancy": {"group_size": 3, "outer": "mean"},
+    "detox_median": {"group_size": 3, "outer": "median"},
+    "detox_median_of_means": {"group_size": 3, "outer": "median", "buckets": 5},
+    "detox_geometric_median": {"group_size": 3, "outer": "geometric_median", "buckets": 5},
+    "detox_multi_krum": {
+        "group_size": 3,
+        "inner": "multi_krum",
+        "outer": "mean",
+        "buckets": 2,
+    },
+    "detox_bulyan": {"group_size": 3, "outer": "bulyan"},
+    "detox_sign": {"group_size": 3, "outer": "sign_majority"},
+}
+"""Plain rules, and those of the DETOX paper behind the vote; the signs travel as signs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with p virtual ranks. Equal descriptions on equal machines: equal bits.
+
+    Attributes:
+        dataset: one of `datasets.CLASSES`.
+        data: the folder of its files; None: where they usually are.
+        model: one of `models.MODELS`; None: the usual one of the dataset.
+        ranks: p.
+        detox: groups, rule and momentum of the votes.
+        compression: as what gradients travel: none, fp16, bf16 or sign.
+        attack: what faulty ranks do, as in HOROVOD_DETOX_ATTACK.
+        steps: of training.
+        batch_size: samples of a group in a step, each computed by all ranks of the group; None: as
+            follows from `global_batch`.
+        global_batch: samples of all k groups together; None: `k * batch_size`.
+        lr, sgd_momentum, weight_decay: of SGD.
+        schedule: of the learning rate: constant, or cosine to 0.
+        seed: of weights, order of the data and dropout.
+        evaluate_every: steps between two tests; the last step is always followed by one.
+        gradients: `each` group after the other, in the bits of a real rank; `vmap`: all at once,
+            faster for small models, rounded otherwise, and drawing other random numbers.
+        channels_last: whether convolutions see channels last, which is faster on CPUs.
+        device: cpu, cuda, or auto: cuda if there is one.
+        threads: of every computation on the CPU.
+
+    Raises:
+        ValueError: naming the field, its value and what it may be.
+    """
+
+    dataset: str = "digits"
+    data: str | None = None
+    model: str | None = None
+    ranks: int = 45
+    detox: Detox = field(default_factory=Detox)
+    compression: str = "none"
+    attack: str | None = None
+    steps: int = 300
+    batch_size: int | None = None
+    global_batch: int | None = None
+    lr: float = 0.05
+    sgd_momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    seed: int = 0
+    evaluate_every: int = 50
+    gradients: str = "each"
+    channels_last: bool = False
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("dataset", CLASSES),
+            ("model", [None, *MODELS]),
+            ("compression", COMPRESSIONS),
+            ("schedule", SCHEDULES),
+            ("gradients", GRADIENTS),
+            ("device", DEVICES),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"{name} = {value!r}: it must be one of {known}")
+        for name in ("ranks", "steps", "batch_size", "global_batch", "evaluate_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} = {value!r}: it must be an integer of at least 1")
+        if self.batch_size and self.global_batch:
+            raise ValueError("batch_size and global_batch are both given: one follows of the other")
+        if self.attack is not None:
+            attacks.from_spec(self.attack)
+
+    @property
+    def model_name(self) -> str:
+        """Return the name of the model that is trained."""
+        return self.model or MODEL_OF[self.dataset]
+
+    def group_batch(self, num_groups: int) -> int:
+        """Return the samples of each of k groups in a step.
+
+        Raises:
+            ValueError: when `global_batch` cannot be divided among them.
+        """
+        if self.global_batch is None:
+            return self.batch_size or 32
+        if self.global_batch % num_groups:
+            raise ValueError(
+                f"global_batch = {self.global_batch} cannot be divided among {num_groups} groups"
+            )
+        return self.global_batch // num_groups
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description as it may stand in a file."""
+        description = {key: value for key, value in asdict(self).items() if value is not None}
+        detox = {
+            name: value if isinstance(value, int | float | str) else repr(value)
+            for name, value in asdict(self.detox).items()
+            if value is not None and name not in OF_A_REAL_JOB
+        }
+        return description | {"detox": detox}
+
+
+def read(path: Path | None, given: Mapping[str, Any], method: str | None = None) -> Run:
+    """Return the run of a TOML file, changed by a method of `METHODS` and by given values.
+
+    Args:
+        path: of a file with fields of `Run`, in the table `detox` fields of `Detox`, or `method`;
+            None: the defaults.
+        given: fields of `Run` and of `Detox`.
+        method: a name in `METHODS`.
+
+    Raises:
+        ValueError: for what is unknown or out of bounds.
+    """
+    described: dict[str, Any] = {}
+    if path is not None:
+        try:
+            described = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+    settings = dict(described.pop("detox", {}))
+    method = method or described.pop("method", None)
+    if method is not None:
+        if method not in METHODS:
+            raise ValueError(f"method = {method!r}: it must be one of {', '.join(METHODS)}")
+        settings = METHODS[method] | settings
+        if method.endswith("sign"):
+            described.setdefault("compression", "sign")
+    for name, value in given.items():
+        (settings if name in _settings() else described)[name] = value
+    unknown = [
+        *(described.keys() - {f.name for f in fields(Run)}),
+        *(settings.keys() - _settings()),
+    ]
+    if unknown:
+        raise ValueError(
+            f"{min(unknown)} is not a field of a run: "
+            f"choose from {', '.join(f.name for f in fields(Run))}, method, "
+            f"and in [detox] {', '.join(sorted(_settings()))}"
+        )
+    return Run(**described, detox=Detox(**settings, seed=described.get("seed", 0)))
+
+
+def _settings() -> set[str]:
+    """Return the fields of Detox that a run has; its `seed` is that of the run."""
+    return {f.name for f in fields(Detox)} - {*OF_A_REAL_JOB, "seed"}
