@@ -705,6 +705,19 @@ def test_drill_gives_the_honest_copies_of_this_step_to_omniscient_attacks():
     np.testing.assert_allclose(sent, -0.5 * honest.mean(axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", sorted(n for n, attack in ATTACKS.items() if attack.omniscient))
+def test_all_faulty_ranks_of_an_omniscient_attack_send_the_same(name):
+    groups, everyone = uniform_groups(3, 3), gradients(9, D)
+    attack = by_name(name, ranks=(1, 2, 4))
+    lies = {
+        Drill(attack, rank, groups)
+        .corrupt(3, everyone[rank], everyone, lambda copies: np.median(copies, axis=0))
+        .tobytes()
+        for rank in attack.ranks
+    }
+    assert len(lies) == 1
+
+
 def test_drill_counts_ranks_and_faults_of_the_step_for_z():
     groups = uniform_groups(5, 3)
     everyone = gradients(15, D)

@@ -60,7 +60,8 @@ class Attack(ABC):
         probability: the chance that it is active in such a step, drawn for each group, or for each
             rank when the faults are independent.
         seed: seeds every choice and all noise, equally on all ranks.
-        omniscient: whether it sees the honest ranks' gradients.
+        omniscient: whether it sees the honest ranks' gradients. These are all it looks at, so that
+            all faulty ranks send the same.
         colluding: whether the faulty ranks of a group agree on what they send.
         poisons: whether it acts on labels.
     """

@@ -1,9 +1,7 @@
 """The description of a run: a file, or flags, from which follows every bit of the training."""
 
-import argparse
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ DEVICES = ("auto", "cpu", "cuda")
 SCHEDULES = ("constant", "cosine")
 OF_A_REAL_JOB = ("exchange", "one_round_bytes", "overlap_bytes", "witnesses", "timeout")
 """The settings of Detox that say how copies travel: without meaning where all are in one place."""
+SETTINGS = {f.name for f in fields(Detox)} - {*OF_A_REAL_JOB, "seed"}
+"""Those that a run has; the seed of the placement is its own."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "averaging": {"group_size": 1, "outer": "mean"},
@@ -25,21 +25,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "geometric_median": {"group_size": 1, "outer": "geometric_median"},
     "multi_krum": {"group_size": 1, "outer": "multi_krum"},
     "bulyan": {"group_size": 1, "outer": "bulyan"},
-    "sign": {"group_size": 1, "outer": "sign_majority"},
+    "sign": {"group_size": 1, "outer": "sign_majority", "compression": "sign"},
     "redundancy": {"group_size": 3, "outer": "mean"},
     "detox_median": {"group_size": 3, "outer": "median"},
     "detox_median_of_means": {"group_size": 3, "outer": "median", "buckets": 5},
     "detox_geometric_median": {"group_size": 3, "outer": "geometric_median", "buckets": 5},
-    "detox_multi_krum": {
-        "group_size": 3,
-        "inner": "multi_krum",
-        "outer": "mean",
-        "buckets": 2,
-    },
+    "detox_multi_krum": {"group_size": 3, "inner": "multi_krum", "outer": "mean", "buckets": 2},
     "detox_bulyan": {"group_size": 3, "outer": "bulyan"},
-    "detox_sign": {"group_size": 3, "outer": "sign_majority"},
+    "detox_sign": {"group_size": 3, "outer": "sign_majority", "compression": "sign"},
 }
-"""Plain rules, and those of the DETOX paper behind the vote; the signs travel as signs."""
+"""Plain rules, redundancy alone, and the DETOX paper's rules behind the vote."""
 
 
 @dataclass(frozen=True)
@@ -134,24 +129,24 @@ class Run:
         return self.global_batch // num_groups
 
     def describe(self) -> dict[str, Any]:
-        """Return the description as it may stand in a file."""
-        description = {key: value for key, value in asdict(self).items() if value is not None}
-        detox = {
+        """Return the description as `read` takes it: numbers and texts by the fields' names."""
+        of_detox = {name: getattr(self.detox, name) for name in sorted(SETTINGS)}
+        mine = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "detox"}
+        return {
             name: value if isinstance(value, int | float | str) else repr(value)
-            for name, value in asdict(self.detox).items()
-            if value is not None and name not in OF_A_REAL_JOB
+            for name, value in (mine | of_detox).items()
+            if value is not None
         }
-        return description | {"detox": detox}
 
 
-def read(path: Path | None, given: Mapping[str, Any], method: str | None = None) -> Run:
-    """Return the run of a TOML file, changed by a method of `METHODS` and by given values.
+def read(path: Path | None = None, method: str | None = None, **given: Any) -> Run:
+    """Return the run that a file describes, changed by a method and then by given values.
 
     Args:
-        path: of a file with fields of `Run`, in the table `detox` fields of `Detox`, or `method`;
-            None: the defaults.
-        given: fields of `Run` and of `Detox`.
+        path: of a TOML file with fields of `Run` and of `SETTINGS`, and perhaps a `method`, which
+            its other lines change; None: the defaults.
         method: a name in `METHODS`.
+        **given: fields of `Run` and of `SETTINGS`.
 
     Raises:
         ValueError: for what is unknown or out of bounds.
@@ -160,31 +155,21 @@ def read(path: Path | None, given: Mapping[str, Any], method: str | None = None)
     if path is not None:
         try:
             described = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
-    settings = dict(described.pop("detox", {}))
-    method = method or described.pop("method", None)
-    if method is not None:
-        if method not in METHODS:
-            raise ValueError(f"method = {method!r}: it must be one of {', '.join(METHODS)}")
-        settings = METHODS[method] | settings
-        if method.endswith("sign"):
-            described.setdefault("compression", "sign")
-    for name, value in given.items():
-        (settings if name in _settings() else described)[name] = value
-    unknown = [
-        *(described.keys() - {f.name for f in fields(Run)}),
-        *(settings.keys() - _settings()),
-    ]
-    if unknown:
+    described = _method(described.pop("method", None)) | described | _method(method) | given
+    mine = {f.name for f in fields(Run)} - {"detox"}
+    if unknown := described.keys() - mine - SETTINGS:
         raise ValueError(
-            f"{min(unknown)} is not a field of a run: "
-            f"choose from {', '.join(f.name for f in fields(Run))}, method, "
-            f"and in [detox] {', '.join(sorted(_settings()))}"
+            f"{min(unknown)!r} is not part of the description of a run: choose from method, "
+            f"{', '.join(sorted(mine | SETTINGS))}"
         )
-    return Run(**described, detox=Detox(**settings, seed=described.get("seed", 0)))
+    settings = {name: value for name, value in described.items() if name in SETTINGS}
+    detox = Detox(**settings, seed=described.get("seed", 0))
+    return Run(**{name: described[name] for name in described.keys() & mine}, detox=detox)
 
 
-def _settings() -> set[str]:
-    """Return the fields of Detox that a run has; its `seed` is that of the run."""
-    return {f.name for f in fields(Detox)} - {*OF_A_REAL_JOB, "seed"}
+def _method(name: str | None) -> dict[str, Any]:
+    if name is not None and name not in METHODS:
+        raise ValueError(f"method = {name!r}: it must be one of {', '.join(METHODS)}")
+    return METHODS[name] if name is not None else {}

@@ -250,13 +250,18 @@ class Simulation:
 
     def _corrupted(self, copies: list[Any], faulty: Sequence[int]) -> list[Any]:
         """Return what the ranks send."""
-        if self._attack is None or not (faulty or self._attack.memory):
-            return copies
-        step, layout = self.steps_done, self._packing.layout
-        everyone = stack_numbers(layout, copies) if self._attack.omniscient and faulty else None
+        attack, step, layout = self._attack, self.steps_done, self._packing.layout
         sent = list(copies)
-        for rank in range(len(copies)) if self._attack.memory else faulty:
-            lie = self._drills[rank].corrupt(step, copies[rank], layout, everyone)
+        if attack is None or not (faulty or attack.memory):
+            return sent
+        if attack.omniscient:  # all faulty ranks send the same
+            everyone = stack_numbers(layout, copies)
+            lie = self._drills[faulty[0]].corrupt(step, copies[faulty[0]], layout, everyone)
+            for rank in faulty:
+                sent[rank] = lie
+            return sent
+        for rank in range(len(copies)) if attack.memory else faulty:
+            lie = self._drills[rank].corrupt(step, copies[rank], layout)
             sent[rank] = lie if rank in faulty else copies[rank]
         return sent
 

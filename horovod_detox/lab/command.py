@@ -1,0 +1,105 @@
+"""The command `horovod-detox simulate`."""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from horovod_detox.config import Detox
+from horovod_detox.lab.journal import Journal, train
+from horovod_detox.lab.run import METHODS, SETTINGS, Run, read
+
+DESCRIPTION = """Train with p virtual ranks in this process, some of them faulty if you like:
+  horovod-detox simulate --method detox_bulyan --attack "a_little_is_enough@fixed:5"
+"""
+
+SECONDS = {
+    "seconds": "of a step",
+    "gradient_seconds": "of one rank's gradient",
+    "aggregation_seconds": "of the votes and their aggregation",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every field of a run."""
+    add = parser.add_argument
+    add("file", type=Path, nargs="?", help="a TOML file that describes the run; flags change it")
+    add("--method", choices=METHODS, help="settings to begin with")
+    add(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="one JSON line a step; goes on after an interruption",
+    )
+    for cls, names in ((Run, {f.name for f in fields(Run)} - {"detox"}), (Detox, SETTINGS)):
+        hints, documentation = get_type_hints(cls), _documentation(cls)
+        for field in fields(cls):
+            if field.name in names:
+                flag = f"--{field.name.replace('_', '-')}"
+                text = documentation.get(field.name, "").replace("%", "%%")
+                add(flag, help=text, default=argparse.SUPPRESS, **_reading(hints[field.name]))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the flags say and print how it went; return the exit code."""
+    known = {f.name for f in fields(Run)} | SETTINGS
+    given = {name: value for name, value in vars(args).items() if name in known}
+    try:
+        wanted = read(args.file, args.method, **given)
+        journal = train(wanted, args.log, _progress)
+    except ValueError as error:
+        print(f"horovod-detox simulate: {error}", file=sys.stderr)
+        return 2
+    Console(highlight=False).print(_table(journal))
+    if journal.stopped:
+        print(f"stopped: {journal.stopped}", file=sys.stderr)
+    return 1 if journal.stopped else 0
+
+
+def _progress(steps: Iterable[int]) -> Iterable[int]:
+    return tqdm(steps, "steps", mininterval=0.5)
+
+
+def _table(journal: Journal) -> Table:
+    """Return what a run came to, in a few lines."""
+    table = Table.grid(padding=(0, 2))
+    rows = [row for row in journal.rows if "seconds" in row]
+    table.add_row("test accuracy", f"{journal.accuracy:.1%} after {len(rows)} steps")
+    named = ", ".join(f"{rank} ({steps})" for rank, steps in journal.dissents.items())
+    table.add_row("ranks named as faulty (steps)", named or "none")
+    for kind in ("abstentions", "non_finite"):
+        count = sum(bool(row[kind]) for row in rows)
+        table.add_row(f"steps with {kind.replace('_', '-')} groups", str(count))
+    for name in ("seconds", "gradient_seconds", "aggregation_seconds"):
+        if rows:
+            table.add_row(
+                f"{name.replace('_', ' ')}, median", f"{median(r[name] for r in rows):.4f}"
+            )
+    return table
+
+
+def _reading(hint: Any) -> dict[str, Any]:
+    """Return how argparse reads a value of a type."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    types = [each for each in get_args(hint) or [hint] if each is not NoneType]
+    return {"type": types[0] if types[0] in (int, float) else str}
+
+
+def _documentation(cls: type) -> dict[str, str]:
+    """Return what the docstring of a class says of each attribute."""
+    _, _, attributes = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
+    return {
+        name: re.sub(r"\s+", " ", text) for names, text in entries for name in names.split(", ")
+    }
