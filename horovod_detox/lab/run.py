@@ -104,8 +104,11 @@ class Run:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} = {value!r}: it must be an integer of at least 1")
+        for name in ("lr", "sgd_momentum", "weight_decay"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} = {value!r}: it must be a number")
         if self.batch_size and self.global_batch:
-            raise ValueError("batch_size and global_batch are both given: one follows of the other")
+            raise ValueError("batch_size and global_batch are both given: give one of them")
         if self.attack is not None:
             attacks.from_spec(self.attack)
 
