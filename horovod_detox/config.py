@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from horovod_detox.aggregators import Aggregator, Hierarchy, SignMajority, by_name
@@ -24,6 +25,9 @@ class Detox:
         buckets: number of buckets; None: every vote its own.
         num_byzantine: q, the faulty ranks to be prepared for; None: as many as the aggregators
             can stand.
+        momentum: beta; the aggregators get the running means `m <- beta m + (1 - beta) v` of the
+            groups' votes instead of the votes v, so that a lie cannot hide in the noise of single
+            steps (Karimireddy, He, Jaggi, ICML 2021); 0: the votes.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
@@ -47,6 +51,7 @@ class Detox:
     outer: str | Aggregator = "median"
     buckets: int | None = None
     num_byzantine: int | None = None
+    momentum: float = 0.0
     placement: str = "spread"
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 21
@@ -65,6 +70,7 @@ class Detox:
             _check_integer("buckets", self.buckets, at_least=1)
         if self.num_byzantine is not None:
             _check_integer("num_byzantine", self.num_byzantine, at_least=0)
+        _check_share("momentum", self.momentum)
         _check_choice("placement", self.placement, PLACEMENTS)
         _check_choice("exchange", self.exchange, EXCHANGES)
         if self.witnesses and self.exchange != "sharded":
@@ -181,6 +187,11 @@ class Plan:
                 f"outer = {self.config.outer!r} needs numbers, and Compression.sign sends only "
                 "their signs: use Detox(outer='sign_majority'), or another compression"
             )
+        if self.config.momentum:
+            raise ValueError(
+                f"momentum = {self.config.momentum}: means need numbers, and Compression.sign "
+                "sends only their signs: use Detox(momentum=0), or another compression"
+            )
         buckets, k = self.rule.buckets, len(self.groups)
         if buckets is not None and buckets < k:
             raise ValueError(
@@ -210,6 +221,11 @@ def _aggregator(rule: str | Aggregator) -> Aggregator:
 def _check_integer(field: str, value: Any, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{field} = {value!r}: it must be an integer of at least {at_least}")
+
+
+def _check_share(field: str, value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
+        raise ValueError(f"{field} = {value!r}: it must be at least 0 and less than 1")
 
 
 def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:

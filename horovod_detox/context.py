@@ -4,6 +4,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ class Context:
 
 
 class Engines:
-    """The engines of one optimizer.
+    """The engines of one optimizer; all ranks make the same ones in the same order.
 
     Attributes:
         plan: groups and rule of the ranks.
@@ -182,13 +183,14 @@ class Engines:
         self._ledger = ledger
         self._attack = attack
 
-    def make(self, name: str) -> Engine:
-        """Make an engine; all ranks make the same ones in the same order."""
-        return Engine(self.plan, self._collectives(name), self._ledger)
+    def make_for_losses(self) -> Engine:
+        """Make an engine for losses, of which only those of this step count: without momentum."""
+        plan = replace(self.plan, config=replace(self.plan.config, momentum=0.0))
+        return Engine(plan, self._collectives("loss"), self._ledger)
 
     def make_for_gradients(self, name: str = "gradients") -> "Engine | DrilledEngine":
         """Make an engine that corrupts the copies of faulty ranks, if this is a drill."""
-        engine = self.make(name)
+        engine = Engine(self.plan, self._collectives(name), self._ledger)
         if self._attack is None:
             return engine
         return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))

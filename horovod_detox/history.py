@@ -1,10 +1,12 @@
 """What a job carries from exchange to exchange."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from horovod_detox.arrays import namespace
+from horovod_detox.arrays import namespace, view
 from horovod_detox.config import Plan
+from horovod_detox.exchange.momentum import Means, Momentum
 from horovod_detox.exchange.outcome import Memory, Outcome
 from horovod_detox.faults import Ledger
 from horovod_detox.layout import Layout
@@ -14,7 +16,9 @@ DISTRUSTED_STEPS = 1000
 
 
 class History:
-    """What a job carries from exchange to exchange, the same on every rank.
+    """What a job carries from exchange to exchange.
+
+    It is the same on every rank, but for the means of momentum: each has those of its slices.
 
     Attributes:
         plan: settings, groups and rule.
@@ -28,6 +32,8 @@ class History:
         self.step = 0
         self._layout: Layout | None = None
         self._previous: Any | None = None
+        self._means: Means = {}
+        self._momentum: Momentum | None = None  # of the exchange under way
         self._last_dissent: dict[int, int] = {}
 
     def plan_now(self) -> Plan:
@@ -35,7 +41,7 @@ class History:
         return replace(self.plan, rule=self.plan.rule.at(self.step))
 
     def memory(self, layout: Layout) -> Memory:
-        """Recall what is known; an update of other parameters is no centre any more.
+        """Recall what is known for an exchange; of other parameters nothing is.
 
         Raises:
             ValueError: when the rule needs more than the signs that the copies are.
@@ -44,15 +50,51 @@ class History:
             self.plan.check_signs()
         lately = self.step - DISTRUSTED_STEPS
         distrusted = frozenset(rank for rank, step in self._last_dissent.items() if step >= lately)
-        return Memory(self._previous if layout == self._layout else None, distrusted)
+        previous, means = self._previous, self._means
+        if layout != self._layout:
+            previous, means = None, {}
+        beta = self.plan.config.momentum
+        self._momentum = Momentum(beta, means, (0, layout.words)) if beta else None
+        return Memory(previous, distrusted, self._momentum)
 
     def record(self, outcome: Outcome, layout: Layout) -> Outcome:
-        """Take down an outcome; of its update, which its receiver may write to, keep a copy."""
+        """Take down the outcome of the exchange that was given the latest `memory`.
+
+        Of its update, which its receiver may write to, a copy is kept. One that is not finite
+        leaves no trace but in the ledger.
+        """
         self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
         self._last_dissent |= dict.fromkeys(outcome.verdict.dissenters, self.step)
         if layout != self._layout:
-            self._layout, self._previous = layout, None
-        if self.plan.rule.uses_previous and outcome.is_finite:
+            self._layout, self._previous, self._means = layout, None, {}
+        if outcome.is_finite and self.plan.rule.uses_previous:
             self._previous = namespace(outcome.update).copy(outcome.update)
+        if outcome.is_finite and self._momentum is not None:
+            self._means = self._momentum.after()
+        self._momentum = None
         self.step += 1
         return outcome
+
+    def state(self) -> dict[str, Any]:
+        """Return all but the ledger and whom to distrust, to go on from; not to be written to.
+
+        The arrays are words and means as they are, of NumPy or of torch.
+        """
+        return {
+            "step": self.step,
+            "parameters": None if self._layout is None else self._layout.parameters,
+            "previous": self._previous,
+            "means": self._means,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, on the same plan; tensors may have become arrays."""
+        parameters = state["parameters"]
+        self.step = state["step"]
+        self._layout = None if parameters is None else Layout(parameters)
+        self._previous = state["previous"]
+        self._means = {
+            words: {group: view(mean) for group, mean in means.items()}
+            for words, means in state["means"].items()
+        }
+        self._momentum = None

@@ -17,6 +17,11 @@ from horovod_detox.exchange import EXCHANGES
         ({"buckets": 0}, "buckets = 0"),
         ({"num_byzantine": -1}, "num_byzantine = -1"),
         ({"seed": -1}, "seed = -1"),
+        ({"momentum": 1.0}, "momentum = 1.0: it must be at least 0 and less than 1"),
+        ({"momentum": -0.1}, "momentum = -0.1"),
+        ({"momentum": float("nan")}, "momentum = nan"),
+        ({"momentum": "0.9"}, "momentum = '0.9'"),
+        ({"momentum": True}, "momentum = True"),
         ({"one_round_bytes": -1}, "one_round_bytes = -1"),
         ({"overlap_bytes": -1}, "overlap_bytes = -1"),
         ({"witnesses": -1}, "witnesses = -1"),
@@ -55,6 +60,7 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_OUTER": "mean",
             "HOROVOD_DETOX_BUCKETS": "2",
             "HOROVOD_DETOX_NUM_BYZANTINE": "none",
+            "HOROVOD_DETOX_MOMENTUM": "0.9",
             "HOROVOD_DETOX_PLACEMENT": "packed",
             "HOROVOD_DETOX_EXCHANGE": "sharded",
             "HOROVOD_DETOX_ONE_ROUND_BYTES": "4096",
@@ -67,15 +73,16 @@ def test_every_field_has_its_variable():
         }
     )
     assert detox == Detox(
-        5, "multi_krum(f=1)", "mean", 2, None, "packed", "sharded", 4096, 8192, 2, 9, 12.5
+        5, "multi_krum(f=1)", "mean", 2, None, 0.9, "packed", "sharded", 4096, 8192, 2, 9, 12.5
     )
-    assert len(Detox().describe()) == 12  # a new field needs a line above
+    assert len(Detox().describe()) == 13  # a new field needs a line above
 
 
 @pytest.mark.parametrize(
     ("variable", "text", "message"),
     [
         ("HOROVOD_DETOX_GROUPSIZE", "3", "HOROVOD_DETOX_GROUPSIZE is not a variable"),
+        ("HOROVOD_DETOX_MOMENTUM", "1", "momentum = 1.0: it must be"),
         ("HOROVOD_DETOX_SEED", "x", "HOROVOD_DETOX_SEED = 'x': it must be a number"),
         ("HOROVOD_DETOX_TIMEOUT", "soon", "HOROVOD_DETOX_TIMEOUT = 'soon': it must be a number"),
         ("HOROVOD_DETOX_GROUP_SIZE", "none", "HOROVOD_DETOX_GROUP_SIZE = 'none'"),

@@ -15,7 +15,7 @@ from horovod_detox.attacks import ALittleIsEnough, Constant, Reverse, Stale
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
-from horovod_detox.exchange.aggregation import partial_gram
+from horovod_detox.exchange.aggregation import Columns
 from horovod_detox.exchange.collectives import InProcessCluster
 from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.groups import most_witnesses
@@ -209,6 +209,7 @@ def test_the_update_is_nan_when_most_votes_are_not_finite(exchange):
     [
         ({"outer": "median"}, r"outer = 'median' needs numbers.*outer='sign_majority'"),
         ({"outer": "bucketing(s=1)+sign_majority"}, "outer = 'bucketing.*needs numbers"),
+        ({"outer": "sign_majority", "momentum": 0.9}, r"momentum = 0.9: .*Detox\(momentum=0\)"),
         ({"outer": "sign_majority", "buckets": 2}, r"buckets = 2: inner = 'mean'.*buckets=None"),
     ],
 )
@@ -232,8 +233,8 @@ def test_an_inner_rule_without_work_is_accepted(fields, witnesses):
 def test_signs_have_no_part_in_gram_matrices():
     votes = random_votes(3)
     layout = layout_of(votes[0]).signs
-    gram = partial_gram(layout.buffers, [copy_of(layout, vote) for vote in votes], None)
-    assert np.array_equal(gram, np.zeros((4, 4)))
+    words = {group: copy_of(layout, vote) for group, vote in enumerate(votes)}
+    assert np.array_equal(Columns(layout.buffers, words).gram(), np.zeros((4, 4)))
 
 
 @pytest.mark.parametrize("attack", [Reverse, Constant, Stale, ALittleIsEnough])

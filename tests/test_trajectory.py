@@ -56,10 +56,17 @@ def gradient(weights: np.ndarray, step: int, group: int) -> np.ndarray:
     return inputs.T @ errors / np.float32(12)
 
 
-def train(outer: str, optimizer: Callable[[], Update], exchange: str, attack: Attack | None = None):
+def train(
+    outer: str,
+    optimizer: Callable[[], Update],
+    exchange: str,
+    attack: Attack | None = None,
+    momentum: float = 0.0,
+):
     """Return every rank's weights after training, and its fault report."""
     outer += PARAMETERS.get(outer, "")
-    plan = Detox(outer=outer, exchange=exchange, one_round_bytes=0).plan(RANKS)
+    detox = Detox(outer=outer, exchange=exchange, one_round_bytes=0, momentum=momentum)
+    plan = detox.plan(RANKS)
 
     def program(collectives):
         engine = Engine(plan, collectives)
@@ -97,6 +104,16 @@ def test_every_attack_is_masked_under_every_rule(outer):
 @pytest.mark.parametrize("outer", sorted(AGGREGATORS))
 def test_adam_is_masked_under_every_rule(outer):
     check_masked(outer, adam, [Reverse(ranks=LIARS)])
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("outer", ["median", "centered_clipping"])
+def test_attacks_are_masked_with_momentum(outer, exchange):
+    fair = train(outer, sgd, exchange, momentum=0.9)[0][0]
+    assert fair.tobytes() != train(outer, sgd, exchange)[0][0].tobytes()
+    for weights, report in train(outer, sgd, exchange, Reverse(ranks=LIARS), momentum=0.9):
+        assert weights.tobytes() == fair.tobytes()
+        assert report.dissents == dict.fromkeys(LIARS, STEPS)
 
 
 def test_without_the_vote_the_attack_changes_the_trajectory():

@@ -1,6 +1,8 @@
 """From copies to votes to the update, in words: the steps that all exchanges share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
 from horovod_detox.aggregators.aggregator import Gram
 from horovod_detox.aggregators.signs import sign_majority
 from horovod_detox.arrays import namespace, view
+from horovod_detox.exchange.outcome import AT_FIRST, Memory
 from horovod_detox.fingerprint import fingerprint
 from horovod_detox.layout import Buffers
 from horovod_detox.vote import Verdict
@@ -47,46 +50,63 @@ def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The finite votes on some words, and what is known of these from earlier steps.
+
+    Attributes:
+        buffers: what the words are.
+        votes: `(w,)` words each, by group.
+        memory: of these words.
+    """
+
+    buffers: Buffers
+    votes: Mapping[int, Any]
+    memory: Memory = AT_FIRST
+
+    @cached_property
+    def rows(self) -> list[Any]:
+        """Return what the rule is given: the votes' numbers, or running means, n times `(d,)`."""
+        buffers, momentum = self.buffers.numbers, self.memory.momentum
+        numbers = {group: _numbers(buffers, vote) for group, vote in self.votes.items()}
+        return list(numbers.values()) if momentum is None else momentum.advance(numbers)
+
+    @property
+    def centre(self) -> Any | None:
+        """Return the numbers of the previous update: `(d,)`."""
+        previous = self.memory.previous
+        return None if previous is None else _numbers(self.buffers.numbers, previous)
+
+    def gram(self) -> np.ndarray:
+        """Return the part of these columns in the Gram matrix of the rows."""
+        return gram_matrix(self.rows, self.centre)
+
+
 def aggregate_votes(
-    rule: Aggregator | None,
-    buffers: Buffers,
-    votes: Sequence[Any],
-    update: Any,
-    previous: Any | None = None,
-    gram: Gram = gram_matrix,
+    rule: Aggregator | None, columns: Columns, update: Any, gram: Gram = gram_matrix
 ) -> None:
-    """Reduce finite votes, n times `(w,)` words, to the update.
+    """Reduce finite votes to the update.
 
     Args:
         rule: fitted to n votes; None: the update is NaN. It sees all parameters as one vector.
             Of signs the majority is taken, which is what the only rule for them does.
-        buffers: what the words are.
-        votes: the finite votes.
+        columns: the votes.
         update: `(w,)` words, written to.
-        previous: `(w,)` words of the previous update.
-        gram: returns the Gram matrix of the whole votes, when these are slices.
+        gram: returns the Gram matrix of the whole rows, when these are slices.
     """
     words = view(update)
-    for segment in buffers.signs:
+    for segment in columns.buffers.signs:
         part = slice(segment.start, segment.stop)
-        words[part] = 0 if rule is None else sign_majority([view(vote)[part] for vote in votes])
-    buffers = buffers.numbers
+        signs = [view(vote)[part] for vote in columns.votes.values()]
+        words[part] = 0 if rule is None else sign_majority(signs)
     result: Any = np.nan
     if rule is not None:
-        centre = None if previous is None else _numbers(buffers, previous)
-        result = rule.reduce([_numbers(buffers, vote) for vote in votes], gram, centre)
-    start = 0
+        result = rule.reduce(columns.rows, gram, columns.centre)
+    buffers, start = columns.buffers.numbers, 0
     for segment, buffer in zip(buffers.segments, buffers.typed(words), strict=True):
         words[segment.start : segment.stop][-1:] = 0  # what may lie behind the end of the buffer
         buffer[:] = result if rule is None else result[start : start + len(buffer)]
         start += len(buffer)
-
-
-def partial_gram(buffers: Buffers, votes: Sequence[Any], previous: Any | None) -> np.ndarray:
-    """Return the Gram matrix of slices of finite votes: n times `(w,)` words."""
-    buffers = buffers.numbers
-    centre = None if previous is None else _numbers(buffers, previous)
-    return gram_matrix([_numbers(buffers, vote) for vote in votes], centre)
 
 
 def _is_finite(buffers: Buffers, words: Any) -> bool:

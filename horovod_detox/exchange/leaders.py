@@ -18,6 +18,7 @@ import numpy as np
 
 from horovod_detox.config import Plan
 from horovod_detox.exchange.aggregation import (
+    Columns,
     aggregate_votes,
     assemble,
     examine,
@@ -63,8 +64,8 @@ def exchange(
     non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
     if is_leader:
-        kept = [votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite]
-        aggregate_votes(rule, layout.buffers, kept, update, memory.previous)
+        kept = {g: votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite}
+        aggregate_votes(rule, Columns(layout.buffers, kept, memory), update)
     updates = _multicast(collectives, "update", update, members if is_leader else ()).wait()
     return Outcome(updates[members[0]], verdict, non_finite)
 

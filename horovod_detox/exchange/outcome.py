@@ -6,26 +6,36 @@ from typing import Any, Protocol
 from horovod_detox.aggregators import Aggregator, TooFewVotes
 from horovod_detox.config import Plan
 from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.momentum import Momentum
 from horovod_detox.layout import Layout
 from horovod_detox.vote import Verdict
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What all ranks know from earlier steps.
+    """What is known from earlier steps.
 
     Attributes:
         previous: `(w,)` words of the latest finite update, for rules that keep a centre; None: no
             rule needs it, or there was none.
         distrusted: the ranks that dissented lately.
+        momentum: makes running means of the votes, of which each rank has those of the slices that
+            it aggregates; None: the rule is given the votes.
     """
 
     previous: Any | None = None
     distrusted: frozenset[int] = frozenset()
+    momentum: Momentum | None = None
+
+    def cut(self, start: int, stop: int) -> "Memory":
+        """Return what is known of a slice of the words."""
+        previous = None if self.previous is None else self.previous[start:stop]
+        momentum = None if self.momentum is None else self.momentum.cut(start, stop)
+        return Memory(previous, self.distrusted, momentum)
 
 
 AT_FIRST = Memory()
-"""What all ranks know before the first step."""
+"""What is known before the first step."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Exchange(Protocol):
         copy: `(w,)` words, this rank's copy of its group's gradient.
         agreement: raises when the ranks do not hold the same layout; waited for before anything
             that was received is used.
-        memory: what all ranks know from earlier steps.
+        memory: what is known from earlier steps.
         update: `(w,)` words of any contents, which the update is written to.
 
     Raises:

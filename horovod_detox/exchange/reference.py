@@ -8,6 +8,7 @@ import numpy as np
 from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
 from horovod_detox.exchange.aggregation import (
+    Columns,
     aggregate_votes,
     assemble,
     examine,
@@ -49,11 +50,11 @@ def aggregate_copies(
     verdict = judge(plan.groups, table)
     non_finite = non_finite_votes(verdict, table)
     rule = rule_for(plan, verdict, non_finite)
-    votes = [
-        assemble([copies[rank] for rank in winners], bounds)
+    votes = {
+        group: assemble([copies[rank] for rank in winners], bounds)
         for group, winners in verdict.winners.items()
         if group not in non_finite
-    ]
+    }
     update = namespace(copies[0]).empty((layout.words,), copies[0], "int64")
-    aggregate_votes(rule, layout.buffers, votes, update, memory.previous)
+    aggregate_votes(rule, Columns(layout.buffers, votes, memory), update)
     return Outcome(update, verdict, non_finite)

@@ -24,7 +24,7 @@ A rank receives `(1 + w) k / p + 1` times the gradient, that is `(1 + w) / r + 1
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,10 @@ from horovod_detox.aggregators import Aggregator, gram_matrix
 from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
 from horovod_detox.exchange.aggregation import (
+    Columns,
     aggregate_votes,
     examine,
     non_finite_votes,
-    partial_gram,
 )
 from horovod_detox.exchange.collectives import Collectives, Handle
 from horovod_detox.exchange.outcome import Memory, NoMajority, Outcome, rule_for
@@ -89,7 +89,7 @@ class Sharded:
                 layout.buffers.cut(start, stop),
                 copy[start:stop],
                 agreement,
-                replace(memory, previous=_cut(memory.previous, start, stop)),
+                memory.cut(start, stop),
                 update[start:stop],
                 f".{i}" if i else "",
             )
@@ -150,7 +150,7 @@ class _Part:
         self.accused: set[tuple[int, int]] = set()
         self._collectives, self._plan, self._agreement = collectives, plan, agreement
         self._buffers, self._copy, self._update = buffers, copy, update
-        self._previous, self._name = memory.previous, name
+        self._memory, self._name = memory, name
         p, rank = collectives.size, collectives.rank
         self._bounds = slice_bounds(len(copy), p)
         self._holders = slice_holders(plan.groups, plan.config.witnesses)
@@ -217,9 +217,8 @@ class _Part:
             if is_witnessed or not self._is_accused():
                 break
         self.receive_update()
-        results = [columns.result for columns in self._columns]
         self._wrong |= confirm(
-            self._collectives, self._update, self._bounds, results, self._holders
+            self._collectives, self._update, self._bounds, self._results, self._holders
         )
         return self._wrong
 
@@ -269,19 +268,19 @@ class _Part:
         """Compute the slices that this rank holds; broadcast its own, in place."""
         self.receive_update()  # of a former attempt
         self._kept = kept
-        self._columns = []
+        columns, self._results = [], []
         for j, (s, votes) in enumerate(zip(self._held, self._slices, strict=True)):
-            bounds = self._bounds[s]
-            mine = self._update[slice(*bounds)]
-            self._columns.append(
-                _Columns(
-                    self._buffers.cut(*bounds),
-                    [votes[group] for group in kept],
-                    namespace(mine).copy(mine) if j else mine,
-                    _cut(self._previous, *bounds),
+            start, stop = self._bounds[s]
+            mine = self._update[start:stop]
+            self._results.append(namespace(mine).copy(mine) if j else mine)
+            columns.append(
+                Columns(
+                    self._buffers.cut(start, stop),
+                    {group: votes[group] for group in kept},
+                    self._memory.cut(start, stop),
                 )
             )
-        self._wrong |= _aggregate(self._collectives, rule, self._columns, self._holders)
+        self._wrong |= _aggregate(self._collectives, rule, columns, self._results, self._holders)
         self._broadcasts = [
             self._collectives.broadcast(
                 f"update{self._name}.{owner}", self._update[start:stop], owner
@@ -307,20 +306,6 @@ class _Part:
             full_name = f"{name}{self._name}" + (f".witness.{j}" if j else "")
             handles.append(self._collectives.alltoall(full_name, parts, spare))
         return handles
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """What the aggregation of one slice needs, and the words that the result is written to."""
-
-    buffers: Buffers
-    votes: list[Any]
-    result: Any
-    previous: Any | None
-
-
-def _cut(words: Any | None, start: int, stop: int) -> Any | None:
-    return None if words is None else words[start:stop]
 
 
 def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.ndarray:
@@ -369,7 +354,11 @@ def _is_as_told(words: Any, facts: np.ndarray) -> bool:
 
 
 def _aggregate(
-    collectives: Collectives, rule: Aggregator | None, parts: list[_Columns], holders: np.ndarray
+    collectives: Collectives,
+    rule: Aggregator | None,
+    parts: Sequence[Columns],
+    results: Sequence[Any],
+    holders: np.ndarray,
 ) -> set[int]:
     """Compute the slices that this rank holds; return who erred in the Gram matrix."""
     wrong: set[int] = set()
@@ -378,7 +367,7 @@ def _aggregate(
         def gram(values: Any, reference: Any) -> np.ndarray:
             return collectives.allreduce("gram", gram_matrix(values, reference)).wait()
     else:
-        grams = np.stack([partial_gram(part.buffers, part.votes, part.previous) for part in parts])
+        grams = np.stack([part.gram() for part in parts])
         gathered = collectives.allgather("grams", grams.view(np.int64).ravel()).wait()
         by_rank = gathered.reshape(collectives.size, len(parts), -1)
         true, wrong = majority(by_rank, holders)
@@ -387,8 +376,8 @@ def _aggregate(
         def gram(values: Any, reference: Any) -> np.ndarray:
             return total
 
-    for part in parts:
-        aggregate_votes(rule, part.buffers, part.votes, part.result, part.previous, gram)
+    for part, result in zip(parts, results, strict=True):
+        aggregate_votes(rule, part, result, gram)
     return wrong
 
 

@@ -124,7 +124,7 @@ class GradientExchange:
         if loss is None:
             return None
         if self._loss_engine is None:
-            self._loss_engine = self._engines.make("loss")
+            self._loss_engine = self._engines.make_for_losses()
         layout = Layout((("loss of the closure", (1,), "float64"),))
         value = torch.as_tensor(loss).detach().to("cpu", torch.float64).reshape(1)
         outcome = self._loss_engine.exchange(value.view(torch.int64), layout)

@@ -148,8 +148,8 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
     if hvd.rank() == 1:
         rightly = sharded.aggregate_votes
 
-        def wrongly(rule, buffers, votes, update, *args):
-            rightly(rule, buffers, votes, update, *args)
+        def wrongly(rule, columns, update, *args):
+            rightly(rule, columns, update, *args)
             update ^= 1
 
         monkeypatch.setattr(sharded, "aggregate_votes", wrongly)
