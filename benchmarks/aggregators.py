@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from clock import Clock, Operation
-from tables import report
 
 from horovod_detox.aggregators import AGGREGATORS, Aggregator, by_name
+from horovod_detox.lab.clock import Clock, Operation
+from horovod_detox.lab.tables import report
 
 PARAMETERS = {"centered_clipping": "(radius=1000.0)"}
 CHECKED = 10_000

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-import machine
 from plots import plot_exchange, plot_rules
-from tables import Row, load, pivot
+
+from horovod_detox.lab import machine
+from horovod_detox.lab.tables import Row, load, pivot
+
+JOB = "all ranks on this machine, over Gloo (TCP, loopback), one thread per rank"
 
 
 def write(results: Path, folder: Path) -> None:
@@ -13,7 +16,7 @@ def write(results: Path, folder: Path) -> None:
     sections = [
         "# Benchmarks\n\nWritten by `make bench`; [performance.md](performance.md) says what it "
         "means. Times are\nmedians; ratios are medians of ratios of neighbours in time.\n\n"
-        f"{machine.describe()}"
+        f"{machine.describe(JOB)}"
     ]
     if exchange := load(results.glob("exchange-*")):
         sections.append(exchange_section(exchange))

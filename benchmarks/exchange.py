@@ -17,15 +17,15 @@ from typing import Any
 import job
 import numpy as np
 import torch
-from clock import Operation
 from memory import peak_growth, settle
-from traffic import Counter
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
 from horovod_detox.aggregators import by_name
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.faults import Event
+from horovod_detox.lab.clock import Operation
+from horovod_detox.lab.traffic import Counter
 from horovod_detox.torch.context import context
 
 NOBODY, PERSISTENT, FIRST_TIME = LIARS = ("no liar", "persistent liar", "first-time liar")

@@ -12,11 +12,11 @@ import job
 import keras
 import tensorflow as tf
 import torch
-from clock import Operation
 
 import horovod_detox.tensorflow
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
+from horovod_detox.lab.clock import Operation
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from clock import Clock
-from tables import report
 
 import horovod_detox.torch as hvd
+from horovod_detox.lab.clock import Clock
+from horovod_detox.lab.tables import report
 
 
 def clock(repeats: int, limit: float = float("inf")) -> Clock:

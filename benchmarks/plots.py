@@ -3,21 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
 from matplotlib import pyplot
-from matplotlib.figure import Figure
-from tables import Row
 
-mpl.rcParams |= {
-    "font.size": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-mpl.rcParams["svg.hashsalt"] = "horovod_detox"  # equal figures are equal files
+from horovod_detox.lab.figures import save
+from horovod_detox.lab.tables import Row
+
 STYLES = {"no liar": "-", "persistent liar": "--", "first-time liar": ":"}
 COLOURS = {"sharded": "tab:blue", "leaders": "tab:orange"}
 
@@ -50,7 +40,7 @@ def plot_exchange(rows: Sequence[Row], path: Path) -> None:
     panels[0][0].set_ylabel("time / allreduce")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3)
-    _save(figure, path, bottom=0.18)
+    save(figure, path, bottom=0.18)
 
 
 def plot_rules(rows: Sequence[Row], path: Path) -> None:
@@ -71,10 +61,4 @@ def plot_rules(rows: Sequence[Row], path: Path) -> None:
         panel.tick_params(axis="x", rotation=60)
     panels[0][0].set_ylabel("time / ours")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=3)
-    _save(figure, path, bottom=0.14)
-
-
-def _save(figure: Figure, path: Path, bottom: float) -> None:
-    figure.tight_layout(rect=(0, bottom, 1, 1))
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, path, bottom=0.14)

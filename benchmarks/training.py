@@ -12,10 +12,10 @@ from typing import Any
 import horovod.torch as horovod
 import job
 import torch
-from clock import Operation
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
+from horovod_detox.lab.clock import Operation
 from horovod_detox.lab.models import resnet18
 
 OPTIMIZERS = {

@@ -1,1 +1,1 @@
-"""The laboratory: all ranks of a job simulated in one process, with PyTorch."""
+"""The laboratory: all ranks of a job simulated in one process, with PyTorch; measurements."""

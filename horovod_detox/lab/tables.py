@@ -22,7 +22,7 @@ def report(rows: list[Row], path: Path | None) -> None:
 
 def load(paths: Iterable[Path]) -> list[Row]:
     """Read the rows of some files, in the order of their names."""
-    return [json.loads(line) for path in sorted(paths) for line in path.open()]
+    return [json.loads(line) for path in sorted(paths) for line in path.read_text().splitlines()]
 
 
 def pivot(

@@ -1,4 +1,4 @@
-"""How many bytes a rank sends, counted at the seam between the exchange and Horovod."""
+"""How many bytes a rank sends, counted at the seam below the exchange."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

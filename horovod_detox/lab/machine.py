@@ -1,4 +1,4 @@
-"""What the benchmarks ran on, in words."""
+"""What a measurement ran on, in words."""
 
 import datetime
 import os
@@ -10,8 +10,11 @@ PACKAGES = ("horovod", "torch", "tensorflow-cpu", "numpy", "numba", "xxhash")
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "sve", "asimd")
 
 
-def describe() -> str:
-    """Return a Markdown list of the machine and the versions, without names of hosts or paths."""
+def describe(*notes: str) -> str:
+    """Return a Markdown list of the machine, the versions, some notes and the date.
+
+    It holds no names of hosts, and no paths.
+    """
     cpu = _fields("/proc/cpuinfo")
     memory = int(_fields("/proc/meminfo").get("MemTotal", "0 kB").split()[0]) / 2**20
     flags = cpu.get("flags", cpu.get("Features", "")).split()
@@ -21,7 +24,7 @@ def describe() -> str:
         f"{os.cpu_count()} cores: {cpu.get('model name', platform.machine())} ({extensions}); "
         f"{memory:.0f} GiB of memory",
         f"{platform.system()} {platform.release().split('-')[0]}, {', '.join(versions)}",
-        "all ranks on this machine, over Gloo (TCP, loopback), one thread per rank",
+        *notes,
         f"{datetime.date.today()}",
     ]
     return "".join(f"- {line}\n" for line in lines)

@@ -1,4 +1,4 @@
-"""The clock of all benchmarks: operations take turns with a reference, and ratios are paired."""
+"""The clock of all measurements: operations take turns with a reference, and ratios are paired."""
 
 import time
 from collections.abc import Callable, Sequence
