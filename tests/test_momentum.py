@@ -320,7 +320,7 @@ def test_without_momentum_a_rule_is_given_the_votes_themselves():
     memory = history.memory(layout)
     assert memory.momentum is None
     votes = {group: layout.pack([np.full(8, group, np.float32)]) for group in range(3)}
-    columns = Columns(layout.buffers, votes, memory)
+    columns = Columns(layout.buffers, votes, memory, [(0, layout.words)])
     assert all(map(np.shares_memory, columns.rows, votes.values()))
     assert history.state()["means"] == {}
 

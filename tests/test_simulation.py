@@ -15,7 +15,8 @@ from horovod_detox.lab.models import MODELS  # noqa: E402
 from horovod_detox.lab.run import METHODS, SETTINGS, Run, read  # noqa: E402
 from horovod_detox.lab.simulation import Simulation  # noqa: E402
 
-SMALL = {"ranks": 9, "steps": 6, "batch_size": 200, "evaluate_every": 3}
+SECONDS = {"seconds", "gradient_seconds", "aggregation_seconds"}
+SMALL: dict[str, Any] = {"ranks": 9, "steps": 6, "batch_size": 200, "evaluate_every": 3}
 
 
 def weights(simulation: Simulation) -> bytes:
@@ -127,10 +128,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(case: str, tmp_path: Path) -
     assert seen == [5, 6, 7]
     assert [row["step"] for row in resumed.rows] == list(range(8))
     for row, expected in zip(resumed.rows, whole.rows, strict=True):
-        different = {key for key in row if row[key] != expected.get(key)}
-        assert not {key for key in different if not key.endswith("seconds")}
+        assert {key for key in row if row[key] != expected[key]} <= SECONDS
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "whole.jsonl"]
-    assert json.loads(json.dumps(read_log(log).rows)) == json.loads(json.dumps(resumed.rows))
+    assert read_log(log).rows == resumed.rows
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_log_of_another_run_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_ruined_ends_and_says_why() -> None:
-    result = train(read(None, "averaging", **SMALL, attack="nan@1"))
+    result = train(read(None, "averaging", **SMALL, attack="constant(value=-1e38)@1"))
     assert result.stopped == "step 1: the loss is not finite"
     assert result.accuracy < 0.2
     result = train(read(None, "detox_median", **SMALL, attack="random(steps=(2, 4))@0,1,2,3,4,5"))
@@ -191,7 +191,7 @@ def test_flags_change_a_method_and_that_changes_a_file(tmp_path: Path) -> None:
         ("attack = 'revers@1'", "did you mean 'reverse'"),
         ("outer = 'medina'", "did you mean 'median'"),
         ("batch_size = 1\nglobal_batch = 45", "are both given"),
-        ("steps", "run.toml: .*line 1"),
+        ("steps", "run.toml: Expected '='"),
     ],
 )
 def test_a_bad_description_is_refused(tmp_path: Path, text: str, message: str) -> None:

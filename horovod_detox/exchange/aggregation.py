@@ -1,6 +1,6 @@
 """From copies to votes to the update, in words: the steps that all exchanges share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
-from horovod_detox.aggregators.aggregator import Gram
+from horovod_detox.aggregators.columns import Rows
 from horovod_detox.aggregators.signs import sign_majority
-from horovod_detox.arrays import namespace, view
-from horovod_detox.exchange.outcome import AT_FIRST, Memory
+from horovod_detox.arrays import dtype_name, namespace, view
+from horovod_detox.exchange.outcome import Memory
 from horovod_detox.fingerprint import fingerprint
 from horovod_detox.layout import Buffers
 from horovod_detox.vote import Verdict
@@ -58,11 +58,14 @@ class Columns:
         buffers: what the words are.
         votes: `(w,)` words each, by group.
         memory: of these words.
+        bounds: `(start, stop)` of the slices whose Gram matrices are added up, in order, so that
+            the sum has the same bits whether one rank computes all of them or each a part.
     """
 
     buffers: Buffers
     votes: Mapping[int, Any]
-    memory: Memory = AT_FIRST
+    memory: Memory
+    bounds: Sequence[tuple[int, int]]
 
     @cached_property
     def rows(self) -> list[Any]:
@@ -77,36 +80,92 @@ class Columns:
         previous = self.memory.previous
         return None if previous is None else _numbers(self.buffers.numbers, previous)
 
-    def gram(self) -> np.ndarray:
-        """Return the part of these columns in the Gram matrix of the rows."""
-        return gram_matrix(self.rows, self.centre)
+    @property
+    def widths(self) -> list[int]:
+        """Return how many numbers each slice holds."""
+        return [
+            sum(segment.length for segment in self.buffers.cut(start, stop).numbers.segments)
+            for start, stop in self.bounds
+        ]
+
+
+def add_up(grams: np.ndarray) -> np.ndarray:
+    """Return the Gram matrix of all slices: `(slices, m, m) -> (m, m)`."""
+    return grams.sum(axis=0)
 
 
 def aggregate_votes(
-    rule: Aggregator | None, columns: Columns, update: Any, gram: Gram = gram_matrix
+    rule: Aggregator | None,
+    parts: Sequence[Columns],
+    updates: Sequence[Any],
+    total: Callable[[np.ndarray], np.ndarray] = add_up,
 ) -> None:
-    """Reduce finite votes to the update.
+    """Reduce finite votes to the update, on one or several parts of the words.
 
     Args:
         rule: fitted to n votes; None: the update is NaN. It sees all parameters as one vector.
             Of signs the majority is taken, which is what the only rule for them does.
-        columns: the votes.
-        update: `(w,)` words, written to.
-        gram: returns the Gram matrix of the whole rows, when these are slices.
+        parts: the votes of the same groups on different words.
+        updates: the words of each part, `(w,)`, written to.
+        total: returns the Gram matrix of the whole rows, given those of the slices that are here.
     """
-    words = view(update)
-    for segment in columns.buffers.signs:
-        part = slice(segment.start, segment.stop)
-        signs = [view(vote)[part] for vote in columns.votes.values()]
-        words[part] = 0 if rule is None else sign_majority(signs)
-    result: Any = np.nan
+    result: Any = None
     if rule is not None:
-        result = rule.reduce(columns.rows, gram, columns.centre)
-    buffers, start = columns.buffers.numbers, 0
+        widths = [width for part in parts for width in part.widths]
+        rows = [_beside(pieces) for pieces in zip(*(part.rows for part in parts), strict=True)]
+        centres = [part.centre for part in parts]
+        centre = None if centres[0] is None else _beside(centres)
+        result = rule.reduce(
+            rows, lambda values, reference: total(_grams(values, reference, widths)), centre
+        )
+    start = 0
+    for part, update in zip(parts, updates, strict=True):
+        stop = start + sum(part.widths)
+        _write(view(update), part, None if result is None else result[start:stop])
+        start = stop
+
+
+def _write(words: Any, part: Columns, numbers: Any | None) -> None:
+    """Write the update of a part: signs as most votes have them, and numbers; None: NaN."""
+    for segment in part.buffers.signs:
+        place = slice(segment.start, segment.stop)
+        signs = [view(vote)[place] for vote in part.votes.values()]
+        words[place] = 0 if numbers is None else sign_majority(signs)
+    buffers, start = part.buffers.numbers, 0
     for segment, buffer in zip(buffers.segments, buffers.typed(words), strict=True):
         words[segment.start : segment.stop][-1:] = 0  # what may lie behind the end of the buffer
-        buffer[:] = result if rule is None else result[start : start + len(buffer)]
+        buffer[:] = np.nan if numbers is None else numbers[start : start + len(buffer)]
         start += len(buffer)
+
+
+def _grams(values: Rows, reference: Any | None, widths: Sequence[int]) -> np.ndarray:
+    """Return the Gram matrix of every slice of the columns: n times `(d,)` -> `(slices, m, m)`."""
+    stops = np.cumsum(widths).tolist()
+    return np.stack(
+        [
+            gram_matrix(
+                [row[start:stop] for row in values],
+                None if reference is None else reference[start:stop],
+            )
+            for start, stop in zip([0, *stops], stops, strict=False)
+        ]
+    )
+
+
+def _beside(pieces: Sequence[Any]) -> Any:
+    """Return the columns of all parts as one vector."""
+    first = pieces[0]
+    return first if len(pieces) == 1 else _joined(pieces, first, dtype_name(first))
+
+
+def _joined(pieces: Sequence[Any], like: Any, dtype: str) -> Any:
+    """Join vectors into one of this dtype, of the same kind as `like`."""
+    joined = namespace(like).empty((sum(map(len, pieces)),), like, dtype)
+    start = 0
+    for piece in pieces:
+        joined[start : start + len(piece)] = piece
+        start += len(piece)
+    return joined
 
 
 def _is_finite(buffers: Buffers, words: Any) -> bool:
@@ -123,10 +182,4 @@ def _numbers(buffers: Buffers, vote: Any) -> Any:
     typed = buffers.typed(words)
     if [segment.dtype for segment in buffers.segments] == [buffers.dtype]:
         return typed[0]
-    length = sum(segment.length for segment in buffers.segments)
-    numbers = namespace(words).empty((length,), words, buffers.dtype)
-    start = 0
-    for buffer in typed:
-        numbers[start : start + len(buffer)] = buffer
-        start += len(buffer)
-    return numbers
+    return _joined(typed, words, buffers.dtype)

@@ -44,10 +44,6 @@ class Collectives(Protocol):
         """
         ...
 
-    def allreduce(self, name: str, values: np.ndarray) -> Handle:
-        """Add up small float64 arrays of the same shape, in host memory."""
-        ...
-
     def broadcast(self, name: str, words: Any, root: int) -> Handle:
         """Overwrite flat int64 words of the frontend's kind by those of rank `root`."""
         ...
@@ -147,9 +143,6 @@ class _ThreadCollectives:
         if spare is not None:
             spare[:] = -1  # whoever relies on what was there is found out
         return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])
-
-    def allreduce(self, name: str, values: np.ndarray) -> Handle:
-        return self._submit(name, values.copy(), sum)
 
     def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
         def write(messages: list[np.ndarray]) -> None:

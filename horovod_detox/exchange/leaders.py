@@ -65,7 +65,7 @@ def exchange(
     rule = rule_for(plan, verdict, non_finite)
     if is_leader:
         kept = {g: votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite}
-        aggregate_votes(rule, Columns(layout.buffers, kept, memory), update)
+        aggregate_votes(rule, [Columns(layout.buffers, kept, memory, bounds)], [update])
     updates = _multicast(collectives, "update", update, members if is_leader else ()).wait()
     return Outcome(updates[members[0]], verdict, non_finite)
 

@@ -56,5 +56,5 @@ def aggregate_copies(
         if group not in non_finite
     }
     update = namespace(copies[0]).empty((layout.words,), copies[0], "int64")
-    aggregate_votes(rule, Columns(layout.buffers, votes, memory), update)
+    aggregate_votes(rule, [Columns(layout.buffers, votes, memory, bounds)], [update])
     return Outcome(update, verdict, non_finite)

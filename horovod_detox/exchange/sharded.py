@@ -7,7 +7,7 @@ The copies are cut into p slices; rank s owns slice s.
 2. From the table of fingerprints every rank computes the same votes. Where a sender lost, a member
    of the majority sends that slice again.
 3. Every owner checks what it received against the fingerprint and aggregates its columns; where a
-   rule needs the Gram matrix, that of the slices is summed over the ranks.
+   rule needs the Gram matrix, all ranks gather those of the slices and add them up.
 4. Every owner broadcasts its slice of the update; beside it, owners accuse senders whose slice was
    not what they had fingerprinted. After an accusation, others send, and 3 and 4 are repeated.
 
@@ -29,11 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from horovod_detox.aggregators import Aggregator, gram_matrix
+from horovod_detox.aggregators import Aggregator
 from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
 from horovod_detox.exchange.aggregation import (
     Columns,
+    add_up,
     aggregate_votes,
     examine,
     non_finite_votes,
@@ -278,6 +279,7 @@ class _Part:
                     self._buffers.cut(start, stop),
                     {group: votes[group] for group in kept},
                     self._memory.cut(start, stop),
+                    [(0, stop - start)],
                 )
             )
         self._wrong |= _aggregate(self._collectives, rule, columns, self._results, self._holders)
@@ -362,22 +364,18 @@ def _aggregate(
 ) -> set[int]:
     """Compute the slices that this rank holds; return who erred in the Gram matrix."""
     wrong: set[int] = set()
-    if len(holders) == 1 or rule is None or not rule.uses_gram:
 
-        def gram(values: Any, reference: Any) -> np.ndarray:
-            return collectives.allreduce("gram", gram_matrix(values, reference)).wait()
-    else:
-        grams = np.stack([part.gram() for part in parts])
-        gathered = collectives.allgather("grams", grams.view(np.int64).ravel()).wait()
-        by_rank = gathered.reshape(collectives.size, len(parts), -1)
-        true, wrong = majority(by_rank, holders)
-        total = true.view(np.float64).sum(axis=0).reshape(grams.shape[1:])
+    def total(grams: np.ndarray) -> np.ndarray:
+        upper = np.triu_indices(grams.shape[-1])  # they are symmetric
+        words = np.ascontiguousarray(grams[:, *upper]).view(np.int64)
+        gathered = collectives.allgather("grams", words.ravel()).wait()
+        true, liars = majority(gathered.reshape(collectives.size, *words.shape), holders)
+        wrong.update(liars)
+        of_slices = np.empty((len(true), *grams.shape[1:]))
+        of_slices[:, *upper] = of_slices[:, *upper[::-1]] = true.view(np.float64)
+        return add_up(of_slices)
 
-        def gram(values: Any, reference: Any) -> np.ndarray:
-            return total
-
-    for part, result in zip(parts, results, strict=True):
-        aggregate_votes(rule, part, result, gram)
+    aggregate_votes(rule, parts, results, total)
     return wrong
 
 

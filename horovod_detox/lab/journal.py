@@ -114,7 +114,7 @@ def _step(simulation: Simulation) -> Row:
     """Train one step and return what is noted of it; test the model when it is time."""
     run, step = simulation.run, simulation.steps_done
     try:
-        row: Row = asdict(simulation.step())
+        row: Row = json.loads(json.dumps(asdict(simulation.step())))  # as it is read again
         if not math.isfinite(row["loss"]):
             row |= {"loss": None, "stopped": f"step {step}: the loss is not finite"}
     except NoMajority as error:

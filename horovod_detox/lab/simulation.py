@@ -166,11 +166,16 @@ class Simulation:
 
     def state(self) -> dict[str, Any]:
         """Return all that the following steps depend on, in tensors, numbers and containers."""
+        history = self._history.state()
+        means = {
+            words: {group: torch.as_tensor(mean) for group, mean in of_groups.items()}
+            for words, of_groups in history["means"].items()
+        }
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict() if self._scheduler else None,
-            "history": self._history.state(),
+            "history": history | {"means": means},
             "groups": [(group.random.state, group.buffers) for group in self._groups],
             "random": self._everyone.state,
             "drills": [

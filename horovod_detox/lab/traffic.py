@@ -40,10 +40,6 @@ class _Counted:
         self._counter.sent += sum(p.nbytes for rank, p in enumerate(parts) if rank != self.rank)
         return self._collectives.alltoall(name, parts, *args, **kwargs)
 
-    def allreduce(self, name: str, values: Any, *args: Any, **kwargs: Any) -> Handle:
-        self._counter.sent += 2 * values.nbytes * (self.size - 1) / self.size
-        return self._collectives.allreduce(name, values, *args, **kwargs)
-
     def broadcast(self, name: str, words: Any, root: int, *args: Any, **kwargs: Any) -> Handle:
         self._counter.sent += words.nbytes * (self.size - 1) * (root == self.rank)
         return self._collectives.broadcast(name, words, root, *args, **kwargs)

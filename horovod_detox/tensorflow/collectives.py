@@ -50,14 +50,6 @@ class HorovodCollectives:
 
         return self._submit(name, hvd.alltoall, [words, splits], split)
 
-    def allreduce(self, name: str, values: np.ndarray) -> Handle:
-        """Add up float64 arrays of the same shape."""
-
-        def shape(sums: np.ndarray) -> np.ndarray:
-            return sums.reshape(values.shape)
-
-        return self._submit(name, hvd.allreduce, [values.flatten()], shape, op=hvd.Sum)
-
     def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
         """Overwrite words by those of a rank of the set."""
         mine = root == self.rank

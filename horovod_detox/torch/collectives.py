@@ -46,16 +46,6 @@ class HorovodCollectives:
         )
         return _HorovodHandle(handle, name, self, lambda got: got[0].split(got[1].tolist()))
 
-    def allreduce(self, name: str, values: np.ndarray) -> Handle:
-        """Add up float64 arrays of the same shape."""
-        handle = hvd.allreduce_async(
-            torch.tensor(values),
-            name=f"{self._scope}.{name}",
-            op=hvd.Sum,
-            process_set=self._process_set,
-        )
-        return _HorovodHandle(handle, name, self, torch.Tensor.numpy)
-
     def broadcast(self, name: str, words: torch.Tensor, root: int) -> Handle:
         """Overwrite words by those of a rank of the set."""
         handle = hvd.broadcast_async_(

@@ -100,9 +100,10 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
     if hvd.rank() == 1:
         rightly = sharded.aggregate_votes
 
-        def wrongly(rule, columns, update, *args):
-            rightly(rule, columns, update, *args)
-            update ^= 1
+        def wrongly(rule, parts, updates, *args):
+            rightly(rule, parts, updates, *args)
+            for update in updates:
+                update ^= 1
 
         monkeypatch.setattr(sharded, "aggregate_votes", wrongly)
     start(group_size=2, outer="median", witnesses=2)
