@@ -142,7 +142,7 @@ def _without_redundancy(comparison: Comparison) -> str:
         f"{_call(fitting[0], job)} stands {fitting[0].stands} of {job.ranks} ranks with neither "
         f"more compute nor more bytes than allreduce (what fits: {names}). But its update "
         "differs from the mean even without a fault, and nobody is named; lies that hide in the "
-        "spread of honest gradients (ALIE, inner product) and ranks with different data slow "
+        "spread of honest gradients (ALIE, inner product) and ranks with different data can slow "
         "training down or stop it."
     )
 

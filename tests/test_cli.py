@@ -1,6 +1,7 @@
 """The console script: what it prints, and how it refuses bad input."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,9 @@ from horovod_detox.cli import COMMANDS, EXTRAS, main
 from horovod_detox.commands.plan import parse_hosts
 from horovod_detox.planner import Job, compare
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[1]
+DOCUMENTATION = (ROOT / "docs" / "planning.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_script_is_registered():
@@ -56,6 +59,19 @@ def test_tables(capsys):
     assert "3 median 7 100 % fits" in lines
     assert any(line.startswith("3 spread host0 (5 ranks) 0 of 15 0 mean") for line in lines)
     assert any(line.startswith("- Recommended: Detox(group_size=3") for line in lines)
+
+
+def test_the_documentation_shows_what_is_printed(capsys):
+    pytest.importorskip("rich")
+    shown = re.findall(r"^\$ horovod-detox (.*)\n([^`]*)```", DOCUMENTATION, re.MULTILINE)
+    assert len(shown) == 2
+    for arguments, output in shown:
+        assert main(arguments.split()) == 0
+        assert words(capsys.readouterr().out) == words(output)
+
+
+def words(text):
+    return [line.split() for line in text.strip().splitlines()]
 
 
 def test_json_needs_no_rich_and_tables_say_what_to_install(capsys, monkeypatch):
