@@ -126,16 +126,16 @@ class Detox:
                 f"most {most} for each owner, one in each other group"
             )
         try:
-            return Plan(self, groups, self._fitted_rule(groups))
+            return Plan(self, groups, self.fit(groups))
         except ValueError as error:
             raise ValueError(f"{error}. {self._advice(world_size)}") from None
 
-    def describe(self) -> dict[str, str]:
-        """Return every field as text, to compare settings between ranks."""
-        return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+    def fit(self, groups: Groups) -> Hierarchy:
+        """Build the two-level rule for the votes of these groups.
 
-    def _fitted_rule(self, groups: Groups) -> Hierarchy:
-        """Build the two-level rule for `len(groups)` votes and check its bounds."""
+        Raises:
+            ValueError: when it cannot stand what `num_byzantine` ranks can capture.
+        """
         k = len(groups)
         if self.buckets is not None and self.buckets > k:
             raise ValueError(f"buckets = {self.buckets}: there are only {k} votes to put into them")
@@ -144,6 +144,10 @@ class Detox:
             rule = rule.with_f(faulty_votes(self.num_byzantine, groups.smallest), k)
         rule.check(k)
         return rule
+
+    def describe(self) -> dict[str, str]:
+        """Return every field as text, to compare settings between ranks."""
+        return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
 
     def _advice(self, world_size: int) -> str:
         """Say which group_size and num_byzantine the aggregators can work with."""
@@ -162,7 +166,7 @@ class Detox:
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         settings["num_byzantine"] = num_byzantine
         try:
-            Detox(**settings)._fitted_rule(groups)
+            Detox(**settings).fit(groups)
         except ValueError:
             return False
         return True

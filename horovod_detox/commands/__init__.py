@@ -1,0 +1,1 @@
+"""The commands of `horovod-detox`: each module has `add_arguments(parser)` and `run(args)`."""
