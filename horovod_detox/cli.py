@@ -14,10 +14,16 @@ PROGRAM = "horovod-detox"
 
 COMMANDS = {
     "plan": ("horovod_detox.commands.plan", "compare settings for a job before it runs"),
+    "simulate": ("horovod_detox.commands.simulate", "train with all ranks of a job in one process"),
 }
 
-EXTRAS = {"rich": "lab", "matplotlib": "lab", "sklearn": "lab", "tqdm": "lab", "torch": "torch"}
-"""The optional dependencies of the package that bring the modules which commands need."""
+LAB = "pip install 'horovod_detox[lab]'"
+REMEDIES = {
+    **dict.fromkeys(("matplotlib", "rich", "sklearn", "tqdm"), LAB),
+    "torch": "pip install torch",
+    "horovod": "python tools/build_horovod.py, in a checkout of horovod_detox",
+}
+"""How to get the modules that only some commands need."""
 
 BAD_INPUT = 2
 
@@ -36,10 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(command, str(error))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in EXTRAS:
+        if missing not in REMEDIES:
             raise
-        extra = EXTRAS[missing]
-        return _refuse(command, f"it needs {missing}: pip install 'horovod_detox[{extra}]'")
+        return _refuse(command, f"it needs {missing}: {REMEDIES[missing]}")
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:

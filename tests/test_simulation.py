@@ -1,7 +1,7 @@
 """All ranks in one process: what a run is, what is noted of it, and that nothing is made up."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-from horovod_detox.lab import command, journal  # noqa: E402
+from horovod_detox import cli  # noqa: E402
 from horovod_detox.lab.journal import read_log, train  # noqa: E402
 from horovod_detox.lab.models import MODELS  # noqa: E402
-from horovod_detox.lab.run import METHODS, SETTINGS, Run, read  # noqa: E402
+from horovod_detox.lab.run import DESCRIBED, METHODS, Run, read  # noqa: E402
 from horovod_detox.lab.simulation import Simulation  # noqa: E402
 
 SECONDS = {"seconds", "gradient_seconds", "aggregation_seconds"}
@@ -209,14 +209,56 @@ def test_what_does_not_fit_the_ranks_is_refused() -> None:
         Simulation(read(None, compression="sign"))
 
 
-def test_every_flag_is_documented() -> None:
-    assert {f.name for f in fields(Run)} - command._documentation(Run).keys() == set()
-    assert command._documentation(Run)["lr"] == "of SGD."
-    assert set(vars(read())["detox"].describe()) > SETTINGS
+def test_the_command_trains_and_says_how_it_went(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, log = tmp_path / "run.toml", tmp_path / "log"
+    file.write_text('method = "detox_median"\nranks = 9\nattack = "zero@1"\n')
+    flags = ["--steps", "4", "--global-batch", "300", "--log", str(log)]
+    assert cli.main(["simulate", str(file), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert f"{read_log(log).accuracy:.1%} after 4 steps" in printed
+    assert "1 (4)" in printed
+    flags += ["--method", "averaging", "--attack", "constant(value=-1e38)@1"]
+    assert cli.main(["simulate", str(file), *flags]) == 2
+    assert "log of another run: its attack is zero@1, not constant" in capsys.readouterr().err
+    log.unlink()
+    assert cli.main(["simulate", str(file), *flags]) == 1
+    assert "stopped: step 1: the loss is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ranks", "2"], "2 ranks cannot form a group of 3"),
+        (["--ranks", "two"], "invalid int value"),
+        (["--attack", "zero@50"], "ranks [50] are outside a job of 45 ranks"),
+        (["--no-such-flag"], "unrecognized arguments"),
+        (["missing.toml"], "missing.toml: "),
+    ],
+)
+def test_the_command_refuses_bad_input_in_one_line(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(["simulate", *flags])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_every_flag_says_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["simulate", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(f"--{name.replace('_', '-')}" in printed for name in DESCRIBED)
+    assert "samples of all k groups together; None: `k * batch_size`." in printed
 
 
 def test_the_log_is_read_as_written(tmp_path: Path) -> None:
-    assert journal.SAVE_SECONDS > 1
     run = read(None, "detox_median", **SMALL, attack="constant@1")
     result = train(run, tmp_path / "log")
     first, *rows = (tmp_path / "log").read_text().splitlines()

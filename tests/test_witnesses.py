@@ -50,9 +50,18 @@ class Misreporting(Tampering):
 
 
 @pytest.mark.parametrize("fault", ["rule", "grams", "results", "update"])
-@pytest.mark.parametrize("outer", ["median", "multi_krum", "centered_clipping(radius=1)"])
-def test_a_wrong_owner_is_named_by_witnesses_and_its_slice_replaced(outer, fault):
-    detox = Detox(group_size=3, outer=outer, witnesses=2)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outer": "median"},
+        {"outer": "multi_krum"},
+        {"outer": "centered_clipping(radius=1)"},
+        {"inner": "geometric_median", "outer": "geometric_median", "buckets": 2},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_a_wrong_owner_is_named_by_witnesses_and_its_slice_replaced(fields, fault):
+    detox = Detox(group_size=3, witnesses=2, **fields)
     plan = detox.plan(9)
     layout = layout_of(np.zeros(50, np.float32))
     rng = np.random.default_rng(5)

@@ -1,6 +1,7 @@
 """The description of a run: a file, or flags, from which follows every bit of the training."""
 
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from horovod_detox.config import Detox
 from horovod_detox.lab.datasets import CLASSES
 from horovod_detox.lab.models import MODEL_OF, MODELS
 
-COMPRESSIONS = ("none", "fp16", "bf16", "sign")
-GRADIENTS = ("each", "vmap")
-DEVICES = ("auto", "cpu", "cuda")
-SCHEDULES = ("constant", "cosine")
+CHOICES: dict[str, Collection[str]] = {
+    "dataset": CLASSES,
+    "model": MODELS,
+    "compression": ("none", "fp16", "bf16", "sign"),
+    "schedule": ("constant", "cosine"),
+    "gradients": ("each", "vmap"),
+    "device": ("auto", "cpu", "cuda"),
+}
 OF_A_REAL_JOB = ("exchange", "one_round_bytes", "overlap_bytes", "witnesses", "timeout")
 """The settings of Detox that say how copies travel: without meaning where all are in one place."""
 SETTINGS = {f.name for f in fields(Detox)} - {*OF_A_REAL_JOB, "seed"}
@@ -42,25 +47,25 @@ class Run:
     """One training with p virtual ranks. Equal descriptions on equal machines: equal bits.
 
     Attributes:
-        dataset: one of `datasets.CLASSES`.
+        dataset: what is learned.
         data: the folder of its files; None: where they usually are.
-        model: one of `models.MODELS`; None: the usual one of the dataset.
-        ranks: p.
+        model: the network; None: the usual one of the dataset.
+        ranks: p, the number of virtual ranks.
         detox: groups, rule and momentum of the votes.
-        compression: as what gradients travel: none, fp16, bf16 or sign.
+        compression: as what gradients travel.
         attack: what faulty ranks do, as in HOROVOD_DETOX_ATTACK.
         steps: of training.
         batch_size: samples of a group in a step, each computed by all ranks of the group; None: as
             follows from `global_batch`.
         global_batch: samples of all k groups together; None: `k * batch_size`.
         lr, sgd_momentum, weight_decay: of SGD.
-        schedule: of the learning rate: constant, or cosine to 0.
+        schedule: of the learning rate; cosine: to 0.
         seed: of weights, order of the data and dropout.
         evaluate_every: steps between two tests; the last step is always followed by one.
         gradients: `each` group after the other, in the bits of a real rank; `vmap`: all at once,
             faster for small models, rounded otherwise, and drawing other random numbers.
         channels_last: whether convolutions see channels last, which is faster on CPUs.
-        device: cpu, cuda, or auto: cuda if there is one.
+        device: where gradients are computed; auto: cuda if there is one.
         threads: of every computation on the CPU.
 
     Raises:
@@ -89,16 +94,10 @@ class Run:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("dataset", CLASSES),
-            ("model", [None, *MODELS]),
-            ("compression", COMPRESSIONS),
-            ("schedule", SCHEDULES),
-            ("gradients", GRADIENTS),
-            ("device", DEVICES),
-        ):
-            if (value := getattr(self, name)) not in choices:
-                known = ", ".join(map(str, choices))
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and (name, value) != ("model", None):
+                known = ", ".join(choices)
                 raise ValueError(f"{name} = {value!r}: it must be one of {known}")
         for name in ("ranks", "steps", "batch_size", "global_batch", "evaluate_every", "threads"):
             value = getattr(self, name)
@@ -142,6 +141,10 @@ class Run:
         }
 
 
+DESCRIBED = {f.name for f in fields(Run)} - {"detox"} | SETTINGS
+"""The names in a description."""
+
+
 def read(path: Path | None = None, method: str | None = None, **given: Any) -> Run:
     """Return the run that a file describes, changed by a method and then by given values.
 
@@ -161,15 +164,13 @@ def read(path: Path | None = None, method: str | None = None, **given: Any) -> R
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
     described = _method(described.pop("method", None)) | described | _method(method) | given
-    mine = {f.name for f in fields(Run)} - {"detox"}
-    if unknown := described.keys() - mine - SETTINGS:
+    if unknown := described.keys() - DESCRIBED:
         raise ValueError(
             f"{min(unknown)!r} is not part of the description of a run: choose from method, "
-            f"{', '.join(sorted(mine | SETTINGS))}"
+            f"{', '.join(sorted(DESCRIBED))}"
         )
-    settings = {name: value for name, value in described.items() if name in SETTINGS}
-    detox = Detox(**settings, seed=described.get("seed", 0))
-    return Run(**{name: described[name] for name in described.keys() & mine}, detox=detox)
+    settings = {name: described.pop(name) for name in described.keys() & SETTINGS}
+    return Run(**described, detox=Detox(**settings, seed=described.get("seed", 0)))
 
 
 def _method(name: str | None) -> dict[str, Any]:

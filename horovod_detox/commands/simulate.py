@@ -17,11 +17,7 @@ from tqdm import tqdm
 
 from horovod_detox.config import Detox
 from horovod_detox.lab.journal import Journal, train
-from horovod_detox.lab.run import METHODS, SETTINGS, Run, read
-
-DESCRIPTION = """Train with p virtual ranks in this process, some of them faulty if you like:
-  horovod-detox simulate --method detox_bulyan --attack "a_little_is_enough@fixed:5"
-"""
+from horovod_detox.lab.run import CHOICES, DESCRIBED, METHODS, SETTINGS, Run, read
 
 SECONDS = {
     "seconds": "of a step",
@@ -31,35 +27,25 @@ SECONDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of a run."""
+    """Add a flag for every part of the description of a run."""
     add = parser.add_argument
     add("file", type=Path, nargs="?", help="a TOML file that describes the run; flags change it")
     add("--method", choices=METHODS, help="settings to begin with")
-    add(
-        "--log",
-        type=Path,
-        metavar="FILE",
-        help="one JSON line a step; goes on after an interruption",
-    )
-    for cls, names in ((Run, {f.name for f in fields(Run)} - {"detox"}), (Detox, SETTINGS)):
+    add("--log", type=Path, metavar="FILE", help="a JSON line a step; an interrupted run goes on")
+    for cls, described in ((Run, DESCRIBED - SETTINGS), (Detox, SETTINGS)):
         hints, documentation = get_type_hints(cls), _documentation(cls)
-        for field in fields(cls):
-            if field.name in names:
-                flag = f"--{field.name.replace('_', '-')}"
-                text = documentation.get(field.name, "").replace("%", "%%")
-                add(flag, help=text, default=argparse.SUPPRESS, **_reading(hints[field.name]))
+        for name in [field.name for field in fields(cls) if field.name in described]:
+            how: dict[str, Any] = _reading(hints[name])
+            if name in CHOICES:
+                how["choices"] = CHOICES[name]
+            text = documentation[name].replace("%", "%%")
+            add(f"--{name.replace('_', '-')}", help=text, default=argparse.SUPPRESS, **how)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train as the flags say and print how it went; return the exit code."""
-    known = {f.name for f in fields(Run)} | SETTINGS
-    given = {name: value for name, value in vars(args).items() if name in known}
-    try:
-        wanted = read(args.file, args.method, **given)
-        journal = train(wanted, args.log, _progress)
-    except ValueError as error:
-        print(f"horovod-detox simulate: {error}", file=sys.stderr)
-        return 2
+    given = {name: value for name, value in vars(args).items() if name in DESCRIBED}
+    journal = train(read(args.file, args.method, **given), args.log, _progress)
     Console(highlight=False).print(_table(journal))
     if journal.stopped:
         print(f"stopped: {journal.stopped}", file=sys.stderr)
