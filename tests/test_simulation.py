@@ -214,7 +214,7 @@ def test_the_command_trains_and_says_how_it_went(
 ) -> None:
     file, log = tmp_path / "run.toml", tmp_path / "log"
     file.write_text('method = "detox_median"\nranks = 9\nattack = "zero@1"\n')
-    flags = ["--steps", "4", "--global-batch", "300", "--log", str(log)]
+    flags = ["--steps", "4", "--global-batch", "360", "--log", str(log)]
     assert cli.main(["simulate", str(file), *flags]) == 0
     printed = capsys.readouterr().out
     assert f"{read_log(log).accuracy:.1%} after 4 steps" in printed
