@@ -25,9 +25,9 @@ class Detox:
         buckets: number of buckets; None: every vote its own.
         num_byzantine: q, the faulty ranks to be prepared for; None: as many as the aggregators
             can stand.
-        momentum: beta; the aggregators get the running means `m <- beta m + (1 - beta) v` of the
-            groups' votes instead of the votes v, so that a lie cannot hide in the noise of single
-            steps (Karimireddy, He, Jaggi, ICML 2021); 0: the votes.
+        momentum: beta; the aggregators get running means `m <- beta m + (1 - beta) v` of each
+            group's votes v, so that a lie cannot hide in the noise of single steps (Karimireddy,
+            He, Jaggi, ICML 2021); in the place of the optimizer's own. 0: the votes themselves.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as

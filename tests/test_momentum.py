@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from horovod_detox import Detox
 from horovod_detox.attacks import ALittleIsEnough, Drill
+from horovod_detox.context import Engines
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.aggregation import Columns
 from horovod_detox.exchange.collectives import InProcessCluster
+from horovod_detox.exchange.momentum import Momentum
 from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.history import History
@@ -96,7 +98,8 @@ def exchanged(detox, steps, seam=lambda collectives: collectives, wrong=()):
 def in_one_process(detox, steps):
     """Return what `exchanged` should: the updates, None where there is none."""
     history, layout = History(detox.plan(len(steps[0]))), layout_of(steps[0][0])
-    parts = Engine(history.plan, InProcessCluster(1).run(lambda c: c)[0]).parts(layout)
+    alone = InProcessCluster(1).run(lambda collectives: collectives)[0]
+    parts = Engine(history.plan, alone).parts(layout)
     updates = []
     for copies in steps:
         words = [layout.pack([copy]) for copy in copies]
@@ -106,7 +109,10 @@ def in_one_process(detox, steps):
         except NoMajority:
             updates.append(None)
         else:
-            updates.append(layout.typed(history.record(outcome, layout).update)[0])
+            history.record(outcome, layout)
+            updates.append(layout.typed(outcome.update)[0].copy())
+            for each in [outcome.update, *words]:
+                each[:] = -1  # whoever relies on what was there is found out
     return updates
 
 
@@ -127,8 +133,11 @@ def bits(updates):
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
-def test_a_rule_is_given_the_means_of_the_votes(fields, exchange):
-    detox = replace(SETTINGS, group_size=1, exchange=exchange, **fields)
+@pytest.mark.parametrize(
+    ("exchange", "witnesses"), [*((name, 0) for name in EXCHANGES), ("sharded", 2)]
+)
+def test_a_rule_is_given_the_means_of_the_votes(fields, exchange, witnesses):
+    detox = replace(SETTINGS, group_size=1, exchange=exchange, witnesses=witnesses, **fields)
     steps, rule = copies_of(random_votes(3, 7), detox, 7), detox.plan(7).rule
     updates, _ = exchanged(detox, steps)
     # A sum over slices: the last bits of the weights may differ.
@@ -142,13 +151,15 @@ def test_a_rule_is_given_the_means_of_the_votes(fields, exchange):
             np.testing.assert_allclose(update[step], previous, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("detox", [SETTINGS, IN_PARTS], ids=["whole", "in parts"])
 @pytest.mark.parametrize("fault", ["abstains", "votes NaN"])
-def test_a_group_without_a_vote_keeps_its_mean(fault, exchange):
-    detox = replace(SETTINGS, exchange=exchange)
+def test_a_group_without_a_vote_keeps_its_mean(detox, fault, exchange):
+    """The first parts are aggregated with its vote, before the last shows that it has none."""
+    detox = replace(detox, exchange=exchange)
     votes = random_votes(3, 3)
     steps = copies_of(votes, detox, 9)
     for rank in (2, 5, 8):  # group 2
-        steps[1][rank][3] = rank if fault == "abstains" else np.nan
+        steps[1][rank][-1] = rank if fault == "abstains" else np.nan
     first, others, last = exchanged(detox, steps)[0][4]
     means = [
         defined(defined(votes[0][group], votes[1][group]), votes[2][group]) for group in (0, 1)
@@ -162,7 +173,7 @@ def test_a_group_without_a_vote_keeps_its_mean(fault, exchange):
     assert np.array_equal(last, rule(np.stack(means)))
 
 
-@pytest.mark.parametrize("detox", [SETTINGS, IN_PARTS])
+@pytest.mark.parametrize("detox", [SETTINGS, IN_PARTS], ids=["whole", "in parts"])
 @pytest.mark.parametrize("fault", ["NaN", "no majority"])
 def test_a_step_without_a_finite_update_changes_no_mean(detox, fault, exchange):
     """The first parts are good, and aggregated before the last shows that they do not count."""
@@ -303,15 +314,39 @@ def test_a_job_goes_on_from_a_saved_state(outer, kind):
     assert list(go_on(fresh, steps[3:])) != expected[3:]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_tensors_have_the_means_of_arrays(dtype):
+    torch = pytest.importorskip("torch")
+    arrays: Any = {}
+    tensors: Any = {}
+    for vote in random_votes(3, 1)[:, 0].astype(dtype):
+        on_arrays = Momentum(BETA, arrays, (0, 1))
+        on_tensors = Momentum(BETA, tensors, (0, 1))
+        (mean,) = on_arrays.advance({5: vote})
+        (tensor,) = on_tensors.advance({5: torch.tensor(vote)})
+        assert isinstance(tensor, torch.Tensor)
+        assert mean.dtype == tensor.numpy().dtype == max(np.dtype("f4"), vote.dtype)
+        assert mean.tobytes() == tensor.numpy().tobytes()
+        arrays, tensors = on_arrays.after(), on_tensors.after()
+
+
 def test_means_are_given_up_when_the_parameters_change():
     history = History(replace(SETTINGS, group_size=1).plan(3))
-    first, *others = random_votes(3, 3)
-    for votes in (first, others[0][:, :7], others[1]):
+    first, second, third = random_votes(3, 3)
+    poison = np.full((3, 5, 8), np.nan, np.float32)  # the first step of others, in as many words
+    for votes in (first, second[:, :7], third, poison, second.reshape(3, 5, 8)):
         layout = layout_of(votes[0])
-        words = [layout.pack([vote]) for vote in votes]
+        words = [layout.pack([vote.ravel()]) for vote in votes]
         outcome = aggregate_copies(history.plan, layout, words, history.memory(layout))
         update = layout.typed(history.record(outcome, layout).update)[0]
-        assert np.array_equal(update, history.plan.rule(votes))
+        expected = history.plan.rule(votes.reshape(3, -1))
+        assert np.array_equal(update, expected, equal_nan=True)
+
+
+def test_losses_have_no_momentum():
+    plan, alone = SETTINGS.plan(6), InProcessCluster(1).run(lambda collectives: collectives)[0]
+    engine = Engines(plan, lambda name: alone, None, None).make_for_losses()
+    assert (plan.config.momentum, engine.plan.config.momentum) == (BETA, 0)
 
 
 def test_without_momentum_a_rule_is_given_the_votes_themselves():

@@ -94,6 +94,18 @@ def test_every_exchange_has_the_same_trajectory(start, exchange):
 
 
 @pytest.mark.ranks(6)
+def test_with_momentum_liars_are_masked(start):
+    start(group_size=3, momentum=0.9)
+    expected = digest(train(way="regress"))
+    assert expected != fair_run(start, "median")
+    for exchange in EXCHANGES:
+        start(group_size=3, momentum=0.9, exchange=exchange)
+        network = train(way="regress", attack=attacks.Reverse(scale=100, ranks=(1, 4)))
+        assert set(everywhere(digest(network))) == {expected}
+        assert hvd.fault_report().dissents == {1: STEPS, 4: STEPS}
+
+
+@pytest.mark.ranks(6)
 def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeypatch):
     start(group_size=2, outer="median")
     expected = digest(train(way="regress"))

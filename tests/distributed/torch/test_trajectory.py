@@ -75,6 +75,22 @@ def test_every_exchange_gives_the_same_trajectory(start, outer):
 
 
 @pytest.mark.ranks(6)
+def test_with_momentum_liars_are_masked_in_every_exchange_and_in_parts(start):
+    optimizer_of = functools.partial(torch.optim.SGD, lr=0.1)
+    digests = []
+    for settings in ({"momentum": 0.0}, {}, {"overlap_bytes": 64}):
+        start(**{"group_size": 3, "momentum": 0.9, **settings})
+        digests.append(digest(train(optimizer_of)))
+    without, expected, in_parts = digests
+    assert without != expected == in_parts
+    for exchange in EXCHANGES:
+        start(group_size=3, momentum=0.9, exchange=exchange)
+        network = train(optimizer_of, attack=attacks.Reverse(scale=100, ranks=(1, 4)))
+        assert set(everywhere(digest(network))) == {expected}
+        assert hvd.fault_report().dissents == {1: 20, 4: 20}
+
+
+@pytest.mark.ranks(6)
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("outer", ["mean", "median"])
 def test_gradients_exchanged_part_by_part_give_the_same_trajectory(
