@@ -16,6 +16,7 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.aggregation import Columns
 from horovod_detox.exchange.collectives import InProcessCluster
+from horovod_detox.exchange.momentum import Momentum
 from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.history import History
@@ -312,6 +313,22 @@ def test_a_job_goes_on_from_a_saved_state(outer, kind):
     fresh = History(plan)
     fresh.step = 3
     assert list(go_on(fresh, steps[3:])) != expected[3:]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_tensors_have_the_means_of_arrays(dtype):
+    torch = pytest.importorskip("torch")
+    arrays: Any = {}
+    tensors: Any = {}
+    for vote in random_votes(3, 1)[:, 0].astype(dtype):
+        on_arrays = Momentum(BETA, arrays, (0, 1))
+        on_tensors = Momentum(BETA, tensors, (0, 1))
+        (mean,) = on_arrays.advance({5: vote})
+        (tensor,) = on_tensors.advance({5: torch.tensor(vote)})
+        assert isinstance(tensor, torch.Tensor)
+        assert mean.dtype == tensor.numpy().dtype == max(np.dtype("f4"), vote.dtype)
+        assert mean.tobytes() == tensor.numpy().tobytes()
+        arrays, tensors = on_arrays.after(), on_tensors.after()
 
 
 def test_means_are_given_up_when_the_parameters_change():
