@@ -22,7 +22,9 @@ pip := $(venv)/bin/python -m pip --disable-pip-version-check
 horovodrun := $(venv)/bin/horovodrun --gloo
 # The ranks of a job share the processors: one thread each.
 job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 TF_ENABLE_ONEDNN_OPTS=0
-distributed_tests := $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
+# Run tests on so many ranks.
+job = $(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np $(1) \
+    $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
 
 # Run an example on 6 ranks, without the launcher's labels.
 show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 900 \
@@ -37,7 +39,7 @@ help:
 	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
 	@echo "make demo-tf  the same with Keras"
 	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
-	@echo "make test     run all tests, in one process and on 4 and 6 ranks"
+	@echo "make test     run all tests, in one process and on 4, 6 and 9 ranks"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
 	@echo "make clean    remove $(venv) and what tests leave behind"
@@ -68,8 +70,10 @@ bench: $(installed)
 test: $(installed)
 	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest
 	@set -ex; for framework in $(FRAMEWORKS); do for ranks in 4 6; do \
-	    $(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np $$ranks \
-	        $(distributed_tests) tests/distributed/$$framework; done; done
+	    $(call job,$$ranks) tests/distributed/$$framework; done; done
+ifneq ($(filter torch,$(FRAMEWORKS)),)
+	$(call job,9) tests/distributed/torch/test_simulation.py
+endif
 
 lint: $(installed)
 	$(venv)/bin/ruff check

@@ -33,6 +33,9 @@ RUNS = {
     "statistics": {"method": "detox_median", "model": "normalized", "attack": "nan@3"},
 }
 
+NINE = ("vote", "distances", "momentum and distances", "statistics")
+"""Those for jobs of 9 ranks, too."""
+
 
 def normalized(classes: int) -> torch.nn.Module:
     """Return a network that draws random numbers and keeps statistics of its batches."""
@@ -80,15 +83,31 @@ def simulated(run: Run) -> tuple[list[str], dict[int, int]]:
     return digests, dict(sorted(dissents.items()))
 
 
-@pytest.mark.ranks(6, 9)
-@pytest.mark.parametrize("one_round", [True, False], ids=["one round", "sharded"])
-@pytest.mark.parametrize("case", RUNS)
-def test_a_simulation_has_the_bits_of_the_job(start, monkeypatch, case, one_round):
+def case(name, *sizes, exchange="sharded", one_round_bytes=0):
+    """Return the parameters of a test for jobs of these sizes."""
+    return pytest.param(
+        RUNS[name],
+        {"exchange": exchange, "one_round_bytes": one_round_bytes},
+        marks=pytest.mark.ranks(6, *sizes),
+        id=f"{name} {exchange if not one_round_bytes else 'in one round'}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("described", "exchange"),
+    [
+        *(case(name) for name in RUNS if name not in NINE),
+        *(case(name, 9) for name in NINE),
+        *(case(name, one_round_bytes=1 << 30) for name in ("vote", "distances", "signs")),
+        case("momentum and distances", exchange="leaders"),
+    ],
+)
+def test_a_simulation_has_the_bits_of_the_job(start, monkeypatch, described, exchange):
     monkeypatch.setitem(MODELS, "normalized", normalized)
-    described = {"steps": 7, "batch_size": 200, "ranks": hvd.size(), "lr": 0.1} | RUNS[case]
-    run = read(None, described.pop("method", None), **described)
+    common = {"steps": 7, "batch_size": 200, "ranks": hvd.size(), "lr": 0.1}
+    run = read(None, **common | described)
     settings = {k: v for k, v in vars(run.detox).items() if k not in OF_A_REAL_JOB}
-    start(**settings, one_round_bytes=1 << 30 if one_round else 0)
+    start(**settings | exchange)
     digests = job(run)
     expected, dissents = everywhere(simulated(run) if hvd.rank() == 0 else ([], {}))[0]
     assert digests == expected
