@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+import cost
 import torch
+import variance
 
 from horovod_detox.lab import machine
 from horovod_detox.lab.tables import Row, load, report
@@ -39,7 +41,10 @@ class Experiment(Protocol):
         ...
 
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {
+    "cost": cost,
+    "variance": variance,
+}
 
 
 class Parser(argparse.ArgumentParser):
