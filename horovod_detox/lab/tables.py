@@ -1,6 +1,7 @@
 """Results as rows, JSON lines and Markdown tables."""
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def markdown(header: Sequence[str], body: Iterable[Iterable[Any]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *([_text(value) for value in row] for row in body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def bullets(paragraphs: Iterable[str]) -> str:
+    """Return a Markdown list of paragraphs, wrapped."""
+    return "".join(
+        textwrap.fill(
+            f"- {each}", 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        + "\n"
+        for each in paragraphs
+    )
 
 
 def _text(value: Any) -> str:
