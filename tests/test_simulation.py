@@ -15,7 +15,7 @@ from horovod_detox.lab.models import MODELS  # noqa: E402
 from horovod_detox.lab.run import METHODS, SETTINGS, Run, read  # noqa: E402
 from horovod_detox.lab.simulation import Simulation  # noqa: E402
 
-SMALL = {"ranks": 9, "steps": 6, "batch_size": 200, "evaluate_every": 3}
+SMALL: dict[str, Any] = {"ranks": 9, "steps": 6, "batch_size": 200, "evaluate_every": 3}
 
 
 def weights(simulation: Simulation) -> bytes:
