@@ -6,6 +6,8 @@ To add an experiment, write it as a module and name it in the table.
 """
 
 import argparse
+import itertools
+import json
 import shlex
 import sys
 import time
@@ -14,6 +16,10 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 import cost
+import figure1
+import figure2
+import grid
+import momentum
 import torch
 import variance
 
@@ -24,7 +30,11 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 class Experiment(Protocol):
-    """A module whose docstring says in its first line what is found out."""
+    """A module whose docstring says in its first line what is found out.
+
+    One with a flag `--resume` finds the rows kept before in `args.known`, and yields again those
+    that it still wants.
+    """
 
     __doc__: str | None
 
@@ -44,6 +54,10 @@ class Experiment(Protocol):
 EXPERIMENTS: dict[str, Experiment] = {
     "cost": cost,
     "variance": variance,
+    "figure1": figure1,
+    "figure2": figure2,
+    "grid": grid,
+    "momentum": momentum,
 }
 
 
@@ -89,11 +103,20 @@ def record(experiment: Experiment, args: argparse.Namespace, path: Path, command
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     run = {"command": command, "machine": machine.describe("one thread")}
+    args.known = known_rows(path) if getattr(args, "resume", False) else []
+    rows = iter(experiment.measure(args))
+    first = list(itertools.islice(rows, 1))  # settings that do not fit cost no rows kept before
     path.unlink(missing_ok=True)
     report([run], path)
-    for row in experiment.measure(args):
+    for row in itertools.chain(first, rows):
         report([row], path)
         print(f"{time.monotonic() - start:5.0f} s", row, flush=True)
+
+
+def known_rows(path: Path) -> list[Row]:
+    """Return the rows kept before; a last line that was not completed does not count."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines[1:]]
 
 
 def write(name: str, experiment: Experiment, path: Path) -> None:
