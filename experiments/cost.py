@@ -17,9 +17,9 @@ from horovod_detox import Detox
 from horovod_detox.aggregators import Aggregator, by_name, finite_rows
 from horovod_detox.config import Plan
 from horovod_detox.engine import Engine
-from horovod_detox.exchange.aggregation import aggregate_votes, examine, non_finite_votes
+from horovod_detox.exchange.aggregation import Columns, aggregate_votes, examine, non_finite_votes
 from horovod_detox.exchange.collectives import Collectives, InProcessCluster
-from horovod_detox.exchange.outcome import rule_for
+from horovod_detox.exchange.outcome import AT_FIRST, rule_for
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.fingerprint import fingerprint, slice_bounds
 from horovod_detox.groups import form_groups
@@ -172,8 +172,10 @@ class OneRank:
     def detox(self, plan: Plan) -> None:
         """Vote and aggregate its slice of the votes."""
         rule = rule_for(plan, *self.vote())
-        votes = [self._slices[leader] for leader in plan.groups.leaders]
-        aggregate_votes(rule, self._buffers, votes, self._update)
+        leaders = enumerate(plan.groups.leaders)
+        votes = {group: self._slices[leader] for group, leader in leaders}
+        columns = Columns(self._buffers, votes, AT_FIRST, [(0, len(self._update))])
+        aggregate_votes(rule, [columns], [self._update])
 
     def vote(self) -> tuple[Verdict, tuple[int, ...]]:
         """Fingerprint its own copy, take all votes and check the slices that it received."""

@@ -1,29 +1,13 @@
 """The experiments, run small: their rows, their pages, and what their prose says."""
 
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 pytest.importorskip("torch")
-
-FOLDER = Path(__file__).parent.parent / "experiments"
-
-
-@pytest.fixture(scope="module")
-def frame() -> Iterator[ModuleType]:
-    """Import the experiments as `python experiments` does: by their bare names."""
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("experiments.__main__")
-    for path in FOLDER.glob("*.py"):
-        if path.stem not in before:
-            sys.modules.pop(path.stem, None)
 
 
 class Squares:

@@ -1,6 +1,5 @@
 """The experiments that train, run small: their trainings, rows, pages, and going on."""
 
-import importlib
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -16,21 +15,8 @@ pytest.importorskip("sklearn")
 
 from horovod_detox.lab.run import METHODS
 
-FOLDER = Path(__file__).parent.parent / "experiments"
 SMALL = ["--dataset", "digits", "--ranks", "9", "--steps", "3", "--global-batch", "90"]
 SMALL += ["--workers", "1"]
-
-
-@pytest.fixture(scope="module")
-def frame() -> Iterator[ModuleType]:
-    """Import the experiments as `python experiments` does: by their bare names."""
-    before = set(sys.modules)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("experiments.__main__")
-    for path in FOLDER.glob("*.py"):
-        if path.stem not in before:
-            sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture
