@@ -60,16 +60,7 @@ def majority_vote(ranks: Sequence[int], fingerprints: np.ndarray) -> Vote:
     >>> majority_vote((4, 5, 6), np.concatenate([row, row + 1, row + 2]))
     Vote(winners=None, dissenters=())
     """
-    equal = (fingerprints[:, None] == fingerprints[None]).all(axis=-1)  # (r, r, slices)
-    supporters = equal.sum(axis=1)  # (r, slices)
-    winner = supporters.argmax(axis=0)  # (slices,), the lowest index among equals
-    if 2 * supporters.max(axis=0).min() <= len(ranks):
-        return Vote(winners=None)
-    with_winner = np.take_along_axis(equal, winner[None, None], axis=1)[:, 0]  # (r, slices)
-    return Vote(
-        winners=tuple(ranks[i] for i in winner),
-        dissenters=tuple(np.array(ranks)[~with_winner.all(axis=1)].tolist()),
-    )
+    return _votes(np.array([ranks]), fingerprints[None])[0]
 
 
 def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
@@ -79,9 +70,29 @@ def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
         groups: k groups of p ranks.
         fingerprints: `(p, slices, 2)` of int64, row i of rank i.
     """
-    return Verdict(
-        tuple(majority_vote(ranks, fingerprints[list(ranks)]) for ranks in groups.members)
-    )
+    votes: dict[int, Vote] = {}
+    for size in {len(ranks) for ranks in groups.members}:
+        chosen = [group for group, ranks in enumerate(groups.members) if len(ranks) == size]
+        ranks = np.array([groups.members[group] for group in chosen])
+        votes |= zip(chosen, _votes(ranks, fingerprints[ranks]), strict=True)
+    return Verdict(tuple(votes[group] for group in range(len(groups))))
+
+
+def _votes(ranks: np.ndarray, fingerprints: np.ndarray) -> list[Vote]:
+    """Take the votes of g groups of r: `(g, r)` ranks and `(g, r, slices, 2)` fingerprints."""
+    equal = (fingerprints[:, :, None] == fingerprints[:, None]).all(axis=-1)  # (g, r, r, slices)
+    supporters = equal.sum(axis=2)  # (g, r, slices)
+    winner = supporters.argmax(axis=1)  # (g, slices), the lowest index among equals
+    has_majority = 2 * supporters.max(axis=1).min(axis=-1) > ranks.shape[1]  # (g,)
+    with_winner = np.take_along_axis(equal, winner[:, None, None], axis=1)[:, 0]  # (g, r, slices)
+    lost = np.logical_not(with_winner.all(axis=-1))  # (g, r)
+    winners = np.take_along_axis(ranks, winner, axis=1)
+    return [
+        Vote(tuple(winners[g].tolist()), tuple(ranks[g][lost[g]].tolist()))
+        if has_majority[g]
+        else Vote(winners=None)
+        for g in range(len(ranks))
+    ]
 
 
 def merge(verdicts: Sequence[Verdict]) -> Verdict:

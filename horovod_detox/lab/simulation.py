@@ -232,13 +232,14 @@ class Simulation:
         per_batch = torch.func.vmap(
             torch.func.grad_and_value(loss_of), (None, 0, 0), randomness="different"
         )
-        parameters = {name: p.detach() for name, p in self.model.named_parameters()}
+        trained = dict(self.model.named_parameters())
+        parameters = {name: parameter.detach() for name, parameter in trained.items()}
         images, labels = (torch.stack(parts) for parts in zip(*batches.values(), strict=True))
         with self._everyone.resumed(keep):
             gradients, losses = per_batch(parameters, self._placed(images), labels.to(self._device))
         copies = {}
         for i, group in enumerate(batches):
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in trained.items():
                 parameter.grad = gradients[name][i]
             copies[group] = self._packing.pack().clone()
         return copies, list(losses)
