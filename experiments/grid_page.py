@@ -188,7 +188,7 @@ def _seen(
     )
     stopped = ended_early(trained)
     if stopped:
-        told.append(f"{len(stopped)} trainings ended early: {'; '.join(stopped)}.")
+        told.append(f"These trainings ended early: {'; '.join(stopped)}.")
     return told
 
 

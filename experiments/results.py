@@ -1,7 +1,7 @@
 """Rows of trainings, read: accuracies, curves, what an attack left unchanged."""
 
 from collections.abc import Iterable, Sequence
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def select(rows: Iterable[Row], **labels: Any) -> list[Row]:
 
 def accuracy(rows: Iterable[Row], **labels: Any) -> float:
     """Return the final accuracy of the rows with these labels, the mean over seeds."""
-    return mean(row["accuracy"] for row in select(rows, **labels))
+    return fmean(row["accuracy"] for row in select(rows, **labels))
 
 
 def curve(rows: Iterable[Row], **labels: Any) -> tuple[list[int], list[float]]:
@@ -59,7 +59,7 @@ def curve(rows: Iterable[Row], **labels: Any) -> tuple[list[int], list[float]]:
         for step, value in row["curve"]:
             tests.setdefault(step, []).append(value)
     steps = sorted(tests)
-    return steps, [mean(tests[step]) for step in steps]
+    return steps, [fmean(tests[step]) for step in steps]
 
 
 def unchanged(rows: Sequence[Row], *labels: str) -> list[bool]:
@@ -110,7 +110,7 @@ def captured(method: str, ranks: int, attack: str, steps: int) -> float:
     for step in range(steps):
         faulty = set(place(placement, step, groups, seed=0))
         counts.append(sum(2 * len(faulty & set(own)) > len(own) for own in groups.members))
-    return mean(counts)
+    return fmean(counts)
 
 
 def percent(share: float) -> str:
