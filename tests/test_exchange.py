@@ -1,8 +1,9 @@
 """The exchanges on the in-process cluster: one update everywhere, liars named, never a hang."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_detox import Detox
-from horovod_detox.aggregators import AGGREGATORS, CenteredClipping, by_name
+from horovod_detox.aggregators import AGGREGATORS, Aggregator, CenteredClipping, Mean, by_name
 from horovod_detox.engine import Engine, RanksDisagree
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import ExchangeTimeout, InProcessCluster
@@ -87,6 +88,34 @@ def test_a_minority_in_every_group_changes_no_bit_and_is_named(job):
     plan = detox.plan(len(fair))
     reference = aggregate_copies(plan, layout, [layout.pack(copy) for copy in fair])
     assert np.array_equal(expected[0][0].update, reference.update)
+
+
+@dataclass(frozen=True)
+class Sensitive(Aggregator):
+    """A rule that takes another vote when a single bit of the Gram matrix is another."""
+
+    uses_gram: ClassVar[bool] = True
+
+    def weights(self, gram: np.ndarray) -> np.ndarray:
+        n = len(gram) - 1
+        return np.eye(n)[[crc32(gram.tobytes()) % n]]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "witnesses"), [*((name, 0) for name in EXCHANGES), ("sharded", 2)]
+)
+@pytest.mark.parametrize("inner", [Mean(), Sensitive()], ids=["one level", "two levels"])
+def test_gram_matrices_have_the_same_bits_in_every_exchange(exchange, witnesses, inner):
+    buckets = None if inner == Mean() else 3
+    detox = Detox(1, inner, Sensitive(), buckets, exchange=exchange, witnesses=witnesses)
+    detox = replace(detox, one_round_bytes=0)
+    steps = np.random.default_rng(0).standard_normal((8, 7, 501)).astype(np.float32)
+    copies = [[[rank[:301], rank[301:].astype(np.float64)] for rank in step] for step in steps]
+    layout, plan = layout_of(*copies[0][0]), detox.plan(7)
+    outcomes, _ = exchange_all(detox, copies)
+    for ours, step in zip(outcomes[3], copies, strict=True):
+        reference = aggregate_copies(plan, layout, [layout.pack(copy) for copy in step])
+        assert np.array_equal(ours.update, reference.update)
 
 
 @pytest.mark.parametrize(
