@@ -94,6 +94,7 @@ def test_every_method_runs_as_in_the_paper(method: str) -> None:
 
 RESUMED = {
     "drill with memory": {"attack": "stale(lag=3)@random:2", "method": "redundancy"},
+    "bfloat16": {"attack": "stale@1", "method": "detox_median", "compression": "bf16"},
     "momentum": {"method": "median", "momentum": 0.9, "attack": "inner_product@random:2"},
     "centre": {"group_size": 1, "outer": "centered_clipping(radius=0.5)"},
     "vmap and schedule": {"method": "detox_median", "gradients": "vmap", "schedule": "cosine"},

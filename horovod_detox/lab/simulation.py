@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from horovod_detox import attacks
+from horovod_detox.arrays import like, to_numpy
 from horovod_detox.drill import CopyDrill, stack_numbers
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.faults import Ledger
@@ -179,7 +180,7 @@ class Simulation:
             "groups": [(group.random.state, group.buffers) for group in self._groups],
             "random": self._everyone.state,
             "drills": [
-                [[torch.from_numpy(past) for past in drill.past] for drill in each.drills]
+                [[like(self._packing.update, past) for past in drill.past] for drill in each.drills]
                 for each in self._drills
             ],
         }
@@ -196,7 +197,7 @@ class Simulation:
             group.go_to(self.steps_done)
             group.random.state, group.buffers = random, buffers
         for each, pasts in zip(self._drills, state["drills"], strict=True):
-            each.remember([[past.numpy() for past in kept] for kept in pasts])
+            each.remember([[to_numpy(past) for past in kept] for kept in pasts])
 
     def _gradients(
         self, batches: Mapping[int, Batch], keep: bool = True
