@@ -19,7 +19,7 @@ from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.collectives import InProcessCluster
 from horovod_detox.layout import Layout
 
-RANKS, STEPS, WIDTH = 9, 20, 6
+RANKS, STEPS, WIDTH = 9, 8, 6
 LIARS = (1, 3, 8)  # one in each of the groups (0, 3, 6), (1, 4, 7), (2, 5, 8)
 LAYOUT = Layout((("weights", (WIDTH,), "float32"),))
 PARAMETERS = {"centered_clipping": "(radius=0.5)"}
