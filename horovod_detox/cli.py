@@ -17,9 +17,10 @@ COMMANDS = {
     "simulate": ("horovod_detox.commands.simulate", "train with all ranks of a job in one process"),
 }
 
-LAB = "pip install 'horovod_detox[lab]'"
 REMEDIES = {
-    **dict.fromkeys(("matplotlib", "rich", "sklearn", "tqdm"), LAB),
+    "rich": "pip install rich",
+    "sklearn": "pip install scikit-learn",
+    "tqdm": "pip install tqdm",
     "torch": "pip install torch",
     "horovod": "python tools/build_horovod.py, in a checkout of horovod_detox",
 }
