@@ -262,7 +262,8 @@ def bytes_section(rows: Sequence[Row]) -> str:
 What a rank sends in a step, in multiples of the gradient of 4-byte floats, counted at the seam
 between the exchange and the collectives: the mean of the ranks, which is what they receive, too,
 and the busiest rank. `allreduce` is what a ring needs, `2 (p - 1) / p`. The rule is the median;
-rules with distances also sum a matrix of `k` by `k` numbers. `r = 1` is plain aggregation, sharded.
+rules with distances also gather `4 (k + 1) (k + 2)` bytes from every rank. `r = 1` is plain
+aggregation, sharded.
 
 ![Bytes that a rank sends, against the number of ranks](cost-bytes.svg)
 
