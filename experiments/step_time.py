@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from horovod_detox.config import Plan
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.lab.datasets import CLASSES, load, locate
+from horovod_detox.lab.datasets import CLASSES, train_and_test
 from horovod_detox.lab.models import MODELS
 from horovod_detox.lab.run import Run
 from horovod_detox.layout import Layout
@@ -49,10 +49,8 @@ def step_times(runs: Sequence[Run], rounds: int = ROUNDS) -> list[dict[str, floa
 def gradient(run: Run, plan: Plan) -> Action:
     """Return what computes the gradient of one rank: that of its group's batch."""
     device = torch.device("cpu" if run.device == "cpu" or not torch.cuda.is_available() else "cuda")
-    folder = locate(run.dataset, Path(run.data) if run.data else None)
-    images, labels = next(
-        iter(DataLoader(load(run.dataset, folder, train=True), run.group_batch(len(plan.groups))))
-    )
+    train_set, _ = train_and_test(run.dataset, Path(run.data) if run.data else None)
+    images, labels = next(iter(DataLoader(train_set, run.group_batch(len(plan.groups)))))
     model, images = _model(run).to(device), images.to(device)
     if run.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_detox.attacks import from_spec
-from horovod_detox.lab.datasets import CLASSES
+from horovod_detox.lab.datasets import CLASSES, download, locate
 from horovod_detox.lab.journal import Journal, train
 from horovod_detox.lab.models import MODEL_OF, MODELS
 from horovod_detox.lab.run import CHOICES, METHODS, Run, read
@@ -156,6 +156,7 @@ def train_all(trainings: Sequence[Training], args: argparse.Namespace) -> Iterat
     if args.workers == 1 or len(new) < 2:
         yield from map(train_one, new)
         return
+    download(args.dataset, locate(args.dataset, args.data))  # once, before all processes want it
     processes = multiprocessing.get_context("spawn")  # a fork would inherit locks of threads
     with ProcessPoolExecutor(min(args.workers, len(new)), processes) as pool:
         yield from pool.map(train_one, new)

@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for every setting, at the initial weights and after some training."""
     for name in args.datasets:
         torch.manual_seed(args.seed)
-        images, labels = datasets.load(name, datasets.locate(name, args.data), train=True)[:]
+        images, labels = datasets.train_and_test(name, args.data)[0][:]
         problem = Problem(MODELS[MODEL_OF[name]](), images, labels)
         for steps in (0, args.steps):
             problem.train(steps, 4 * BATCHES[name])

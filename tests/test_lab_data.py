@@ -4,7 +4,9 @@ import gzip
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -121,3 +123,20 @@ def test_a_loader_gets_the_same_images_all_at_once() -> None:
     torch.testing.assert_close(batch[0], images, rtol=0, atol=0)
     assert batch[1].tolist() == [int(train_set[i][1]) for i in (5, 9)]
     assert (len(train_set), len(datasets.digits(train=False))) == (1437, 360)
+
+
+def test_data_is_downloaded_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def dataset(folder: Path, train: bool, transform: Any, download: bool) -> str:
+        asked.append((folder, download))
+        return "to train with" if train else "to test with"
+
+    torchvision = SimpleNamespace(
+        datasets=SimpleNamespace(CIFAR10=dataset), transforms=MagicMock(name="transforms")
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    assert datasets.train_and_test("cifar10", tmp_path) == ("to train with", "to test with")
+    assert asked == [(tmp_path, True), (tmp_path, False), (tmp_path, False)]

@@ -213,13 +213,14 @@ def test_what_does_not_fit_the_ranks_is_refused() -> None:
 def test_the_command_trains_and_says_how_it_went(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, log = tmp_path / "run.toml", tmp_path / "log"
+    file, log = tmp_path / "run.toml", tmp_path / "a new folder" / "log"
     file.write_text('method = "detox_median"\nranks = 9\nattack = "zero@1"\n')
     flags = ["--steps", "4", "--global-batch", "360", "--log", str(log)]
     assert cli.main(["simulate", str(file), *flags]) == 0
     printed = capsys.readouterr().out
     assert f"{read_log(log).accuracy:.1%} after 4 steps" in printed
     assert "1 (4)" in printed
+    assert "seconds of one rank's gradient, median" in printed
     flags += ["--method", "averaging", "--attack", "constant(value=-1e38)@1"]
     assert cli.main(["simulate", str(file), *flags]) == 2
     assert "log of another run: its attack is zero@1, not constant" in capsys.readouterr().err

@@ -13,7 +13,7 @@ WIDTH = 100
 """Columns of the tables when the output is no terminal."""
 
 LEAST_SHARE = 0.0005
-"""Outcomes with a smaller probability are not sheet."""
+"""Outcomes with a smaller probability are not shown."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def _print(comparison: Comparison) -> None:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A table as it is sheet."""
+    """A table as it is printed."""
 
     title: str
     header: Sequence[str]

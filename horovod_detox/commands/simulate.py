@@ -66,11 +66,8 @@ def _table(journal: Journal) -> Table:
     for kind in ("abstentions", "non_finite"):
         count = sum(bool(row[kind]) for row in rows)
         table.add_row(f"steps with {kind.replace('_', '-')} groups", str(count))
-    for name in ("seconds", "gradient_seconds", "aggregation_seconds"):
-        if rows:
-            table.add_row(
-                f"{name.replace('_', ' ')}, median", f"{median(r[name] for r in rows):.4f}"
-            )
+    for name, what in SECONDS.items() if rows else ():
+        table.add_row(f"seconds {what}, median", f"{median(row[name] for row in rows):.4f}")
     return table
 
 

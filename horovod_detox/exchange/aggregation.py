@@ -80,7 +80,7 @@ class Columns:
         previous = self.memory.previous
         return None if previous is None else _numbers(self.buffers.numbers, previous)
 
-    @property
+    @cached_property
     def widths(self) -> list[int]:
         """Return how many numbers each slice holds."""
         return [

@@ -33,6 +33,13 @@ def download(name: str, folder: Path) -> None:
         )
 
 
+def train_and_test(name: str, given: Path | None = None) -> tuple[Any, Any]:
+    """Return the data to train and to test with, downloaded if need be, as `load` does each."""
+    folder = locate(name, given)
+    download(name, folder)
+    return load(name, folder, train=True), load(name, folder, train=False)
+
+
 def load(name: str, folder: Path, train: bool) -> Any:
     """Return a Dataset of images, `(channels, height, width)` or `(pixels,)`, and their labels."""
     if name == "digits":

@@ -80,6 +80,8 @@ def train(
     if state is not None and rows and state.exists():
         simulation.load_state(torch.load(state, weights_only=True))
     rows = rows[: simulation.steps_done]
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
     with open(log or os.devnull, "w") as file:
         _write(file, {"run": description}, *rows)
         saved = time.monotonic()

@@ -23,7 +23,7 @@ from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.faults import Ledger
 from horovod_detox.groups import group_seeds
 from horovod_detox.history import History
-from horovod_detox.lab.datasets import CLASSES, load, locate
+from horovod_detox.lab.datasets import CLASSES, train_and_test
 from horovod_detox.lab.models import MODELS
 from horovod_detox.lab.run import Run
 from horovod_detox.torch.compression import Compression
@@ -76,9 +76,8 @@ class Simulation:
         groups = self.plan.groups
         if run.compression == "sign":
             self.plan.check_signs()
-        folder = locate(run.dataset, Path(run.data) if run.data else None)
-        train_set = load(run.dataset, folder, train=True)
-        self._test_set = load(run.dataset, folder, train=False)
+        given = Path(run.data) if run.data else None
+        train_set, self._test_set = train_and_test(run.dataset, given)
 
         torch.manual_seed(run.seed)
         self._device = _device(run.device)
