@@ -1,19 +1,18 @@
 """The page of the experiment `figure1`."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from matplotlib import pyplot
 from results import (
     accuracy,
     captured,
     curve,
-    draw_curve,
     faulty_ranks,
     hiding_name,
-    label_axes,
     percent,
+    plot_by_attack,
     select,
     setup,
     split,
@@ -21,7 +20,6 @@ from results import (
 )
 from training import PLAIN_OF
 
-from horovod_detox.lab.figures import save
 from horovod_detox.lab.tables import Row, bullets, pivot
 
 BATCHES = ("equal batch", "equal work")
@@ -92,24 +90,15 @@ def step_ms(times: Row) -> float:
 
 def plot(trained: Sequence[Row], times: dict[tuple[str, str], Row] | None, path: Path) -> None:
     """Draw accuracy against steps, or against seconds if times are given."""
-    attacks = list(dict.fromkeys(row["attack"] for row in trained))
-    figure, panels = pyplot.subplots(
-        2, len(attacks), figsize=(2 + 1.8 * len(attacks), 5), sharey=True, squeeze=False
-    )
-    for line, batch in zip(panels, BATCHES, strict=True):
-        for panel, attack in zip(line, attacks, strict=True):
-            for method in dict.fromkeys(row["method"] for row in trained):
-                own = batch if method in PLAIN_OF else BATCHES[0]
-                x, y = curve(trained, method=method, batch=own, attack=attack)
-                if times is not None:
-                    x = [step * step_ms(times[method, own]) / 1000 for step in x]
-                draw_curve(panel, x, y, method, PLAIN_OF.get(method))
-        line[0].set_ylabel(f"{batch}: test accuracy")
-    label_axes(
-        panels, [hiding_name(attack) for attack in attacks], "steps" if times is None else "s"
-    )
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=4)
-    save(figure, path, bottom=0.1)
+
+    def curve_of(batch: str, method: str, attack: str | None) -> tuple[list[float], list[float]]:
+        own = batch if method in PLAIN_OF else BATCHES[0]
+        steps, y = curve(trained, method=method, batch=own, attack=attack)
+        scale = 1 if times is None else step_ms(times[method, own]) / 1000
+        return [scale * step for step in steps], y
+
+    lines = {batch: partial(curve_of, batch) for batch in BATCHES}
+    plot_by_attack(trained, lines, "steps" if times is None else "s", path)
 
 
 def _seen(trained: Sequence[Row], times: dict[tuple[str, str], Row], settings: Row) -> list[str]:

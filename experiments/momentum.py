@@ -6,17 +6,16 @@ steps; a rule that sees running means of the gradients finds less noise to hide 
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
 from results import (
     accuracy,
     curve,
-    draw_curve,
     hiding_name,
-    label_axes,
     percent,
+    plot_by_attack,
     select,
     setup,
     split,
@@ -24,7 +23,6 @@ from results import (
 from training import PLAIN_OF, Training, describe, prepared, train_all
 from training import flags as training_flags
 
-from horovod_detox.lab.figures import save
 from horovod_detox.lab.tables import Row, bullets, pivot
 
 METHODS_SHOWN = ("median", "multi_krum", "bulyan", "detox_median", "detox_bulyan")
@@ -108,20 +106,13 @@ Test accuracy after the last step, the mean over seeds:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw accuracy against steps: columns are attacks, rows where the momentum is."""
-    attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    figure, panels = pyplot.subplots(
-        2, len(attacks), figsize=(2 + 1.8 * len(attacks), 5), sharey=True, squeeze=False
-    )
-    for line, where in zip(panels, MOMENTA, strict=True):
-        for panel, attack in zip(line, attacks, strict=True):
-            for method in dict.fromkeys(row["method"] for row in rows):
-                x, y = curve(rows, method=method, momentum=where, attack=attack)
-                draw_curve(panel, x, y, method, PLAIN_OF.get(method))
-        line[0].set_ylabel(f"momentum of the {where}: test accuracy")
-    label_axes(panels, [hiding_name(attack) for attack in attacks], "steps")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=5)
-    save(figure, path, bottom=0.06)
+    """Draw accuracy against steps: rows of panels are where the momentum is."""
+
+    def curve_of(where: str, method: str, attack: str | None) -> tuple[list[int], list[float]]:
+        return curve(rows, method=method, momentum=where, attack=attack)
+
+    lines = {f"momentum of the {where}": partial(curve_of, where) for where in MOMENTA}
+    plot_by_attack(rows, lines, "steps", path)
 
 
 def _seen(rows: Sequence[Row]) -> list[str]:

@@ -1,15 +1,21 @@
 """Rows of trainings, read: accuracies, curves, what an attack left unchanged."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from matplotlib import pyplot
 from matplotlib.axes import Axes
+from training import PLAIN_OF
 
 from horovod_detox.attacks.placement import parse_placement, place
 from horovod_detox.groups import form_groups
+from horovod_detox.lab.figures import save
 from horovod_detox.lab.run import METHODS
 from horovod_detox.lab.tables import Row
+
+CurveOf = Callable[[str, str | None], tuple[Sequence[float], Sequence[float]]]
 
 COLOURS = {
     "averaging": "black",
@@ -138,3 +144,29 @@ def draw_curve(
     """Draw a method: solid if it has groups, dashed if it is plain."""
     style = "--" if plain is None else "-"
     panel.plot(x, y, style, color=COLOURS[plain or method], linewidth=1, label=method)
+
+
+def plot_by_attack(
+    rows: Sequence[Row], lines: Mapping[str, CurveOf], x_label: str, path: Path
+) -> None:
+    """Draw a curve for every method: columns of panels are attacks.
+
+    Args:
+        rows: of trainings.
+        lines: for each line of panels its name, and what returns the curve of a method under an
+            attack: `curve_of(method, attack)`.
+        x_label: of the curves' first axis.
+        path: of the figure.
+    """
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    figure, panels = pyplot.subplots(
+        len(lines), len(attacks), figsize=(2 + 1.8 * len(attacks), 5), sharey=True, squeeze=False
+    )
+    for line, (name, curve_of) in zip(panels, lines.items(), strict=True):
+        for panel, attack in zip(line, attacks, strict=True):
+            for method in dict.fromkeys(row["method"] for row in rows):
+                draw_curve(panel, *curve_of(method, attack), method, PLAIN_OF.get(method))
+        line[0].set_ylabel(f"{name}: test accuracy")
+    label_axes(panels, [hiding_name(attack) for attack in attacks], x_label)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=4)
+    save(figure, path, bottom=0.1)
