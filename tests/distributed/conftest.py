@@ -6,11 +6,16 @@ Every rank runs the same tests in the same order. Rank 0 reports; the others onl
 import io
 import os
 import sys
+import tempfile
 
 import pytest
 
 RANK = int(os.environ.get("HOROVOD_RANK", "0"))
 SIZE = int(os.environ.get("HOROVOD_SIZE", "0"))
+
+# Ranks that clean up one folder of pytest at the same time get in each other's way.
+_own_folder = tempfile.TemporaryDirectory(prefix=f"rank-{RANK}-")
+os.environ["PYTEST_DEBUG_TEMPROOT"] = _own_folder.name
 
 
 @pytest.hookimpl(trylast=True)
