@@ -28,6 +28,9 @@ class Detox:
         momentum: beta; the aggregators get the running mean `m <- beta m + (1 - beta) v` of each
             group's votes v, so that a lie cannot hide in the noise of single steps (Karimireddy,
             He, Jaggi, ICML 2021), in place of the optimizer's own. 0: the votes themselves.
+        tolerance: for jobs whose honest ranks cannot compute the same bits: copies of a group agree
+            when they are so close, relative to their lengths, which is a weaker promise: see
+            docs/tolerance.md (`sharded` only, without witnesses). 0: when their bits are equal.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
@@ -52,6 +55,7 @@ class Detox:
     buckets: int | None = None
     num_byzantine: int | None = None
     momentum: float = 0.0
+    tolerance: float = 0.0
     placement: str = "spread"
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 21
@@ -71,12 +75,24 @@ class Detox:
         if self.num_byzantine is not None:
             _check_integer("num_byzantine", self.num_byzantine, at_least=0)
         _check_share("momentum", self.momentum)
+        _check_share("tolerance", self.tolerance)
         _check_choice("placement", self.placement, PLACEMENTS)
         _check_choice("exchange", self.exchange, EXCHANGES)
         if self.witnesses and self.exchange != "sharded":
             raise ValueError(
                 f"witnesses = {self.witnesses}: only with exchange = 'sharded' does one rank "
                 "compute for all"
+            )
+        if self.tolerance and self.exchange != "sharded":
+            raise ValueError(
+                f"tolerance = {self.tolerance}: with exchange = {self.exchange!r} several ranks "
+                "compare the same copies, and those that round differently could take different "
+                "votes: use exchange='sharded'"
+            )
+        if self.tolerance and self.witnesses:
+            raise ValueError(
+                f"tolerance = {self.tolerance}: witnesses = {self.witnesses} would each have to "
+                "receive every copy, not every vote: use witnesses=0"
             )
         if not self.timeout > 0:
             raise ValueError(f"timeout = {self.timeout}: it must be positive")
@@ -195,6 +211,12 @@ class Plan:
             raise ValueError(
                 f"momentum = {self.config.momentum}: means need numbers, and Compression.sign "
                 "sends only their signs: use Detox(momentum=0), or another compression"
+            )
+        if self.config.tolerance:
+            raise ValueError(
+                f"tolerance = {self.config.tolerance}: distances need numbers, and "
+                "Compression.sign sends only their signs: use Detox(tolerance=0), or another "
+                "compression"
             )
         buckets, k = self.rule.buckets, len(self.groups)
         if buckets is not None and buckets < k:

@@ -7,7 +7,7 @@ import numpy as np
 
 from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
-from horovod_detox.exchange import EXCHANGES
+from horovod_detox.exchange import ALL_EXCHANGES
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import share
 from horovod_detox.exchange.outcome import Outcome
@@ -64,7 +64,7 @@ class Engine:
         """
         if update is None:
             update = namespace(copy).empty((layout.words,), copy, "int64")
-        exchange = EXCHANGES[self._exchange_name(layout)]
+        exchange = ALL_EXCHANGES[self._exchange_name(layout)]
         return self._record(exchange(*self._arguments(copy, layout, update)), layout)
 
     def parts(self, layout: Layout) -> list[tuple[int, int]]:
@@ -101,6 +101,8 @@ class Engine:
     def _exchange_name(self, layout: Layout) -> str:
         """Choose the exchange: small gradients without witnesses take one round."""
         config, copies = self.plan.config, WORD * layout.words * self._collectives.size
+        if config.tolerance:
+            return "tolerant"
         one_round = copies <= config.one_round_bytes and not config.witnesses
         small = config.exchange == "sharded" and one_round
         return "gathered" if small else config.exchange

@@ -1,4 +1,4 @@
-"""The majority vote of a group: fingerprints in, winners and dissenters out."""
+"""The majority vote of a group: fingerprints or distances in, winners and dissenters out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ class Vote:
     """The outcome of one group's vote.
 
     Attributes:
-        winners: `(slices,)` a rank whose copy of the slice holds the majority; None: abstention,
-            the group has no strict majority in some slice and is left out of the aggregation.
+        winners: `(slices,)` a rank whose copy of the slice holds the majority, or `(1,)` a rank
+            whose whole copy is taken; None: abstention, the group has no strict majority in some
+            slice and is left out of the aggregation.
         dissenters: ranks whose copy lost in some slice. Nobody is blamed in an abstention.
     """
 
@@ -93,6 +94,59 @@ def _votes(ranks: np.ndarray, fingerprints: np.ndarray) -> list[Vote]:
         else Vote(winners=None)
         for g in range(len(ranks))
     ]
+
+
+def tolerant_vote(ranks: Sequence[int], distances: np.ndarray, tolerance: float) -> Vote:
+    """Take the vote of one group on whole copies that honest members compute with noise.
+
+    Two copies are close when their distance is at most `tolerance` times the larger of their
+    lengths; two copies that are not finite are close, too, as members that overflow need not do
+    so in the same elements. A copy stands when more than half of the members, itself included,
+    are close to it. Of the copies that stand the one wins whose ball around it that holds more than
+    half of the members is the smallest, so that a copy far from the others does not win though it
+    stands; of equals that of the lowest rank. The members whose copies do not stand dissent.
+
+    Args:
+        ranks: the r members of the group, ascending.
+        distances: `(r, r)` squared distances between their copies; on the diagonal the squared
+            lengths, infinite for copies that are not finite.
+        tolerance: less than 1.
+
+    >>> apart = np.array([[100.0, 0.25, 900.0], [0.25, 100.0, 900.0], [900.0, 900.0, 400.0]])
+    >>> tolerant_vote((4, 5, 6), apart, 0.1)
+    Vote(winners=(4,), dissenters=(6,))
+    >>> tolerant_vote((4, 5, 6), apart, 0.01)
+    Vote(winners=None, dissenters=())
+    """
+    finite = np.isfinite(distances.diagonal())
+    squares = np.where(finite, distances.diagonal(), 0)
+    apart = np.where(finite & finite[:, None], distances, np.inf)
+    apart[~finite & ~finite[:, None]] = 0
+    np.fill_diagonal(apart, 0)
+    close = apart <= tolerance**2 * np.maximum.outer(squares, squares)
+    stands = 2 * close.sum(axis=1) > len(ranks)
+    if not stands.any():
+        return Vote(winners=None)
+    radius = np.sort(apart, axis=1)[:, len(ranks) // 2]
+    winner = int(np.where(stands, radius, np.inf).argmin())
+    dissenters = np.flatnonzero(~stands).tolist()
+    return Vote((ranks[winner],), tuple(ranks[i] for i in dissenters))
+
+
+def judge_distances(groups: Groups, distances: np.ndarray, tolerance: float) -> Verdict:
+    """Take the vote of every group on whole copies: see `tolerant_vote`.
+
+    Args:
+        groups: k groups of at most m ranks.
+        distances: `(k, m, m)`, those of each group's members first.
+        tolerance: less than 1.
+    """
+    return Verdict(
+        tuple(
+            tolerant_vote(ranks, distances[group, : len(ranks), : len(ranks)], tolerance)
+            for group, ranks in enumerate(groups.members)
+        )
+    )
 
 
 def merge(verdicts: Sequence[Verdict]) -> Verdict:

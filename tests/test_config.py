@@ -22,6 +22,15 @@ from horovod_detox.exchange import EXCHANGES
         ({"momentum": float("nan")}, "momentum = nan"),
         ({"momentum": "0.9"}, "momentum = '0.9'"),
         ({"momentum": True}, "momentum = True"),
+        ({"tolerance": 1}, "tolerance = 1: it must be at least 0 and less than 1"),
+        ({"tolerance": -1e-5}, "tolerance = -1e-05"),
+        ({"tolerance": float("nan")}, "tolerance = nan"),
+        (
+            {"tolerance": 1e-5, "exchange": "gathered"},
+            "tolerance = 1e-05: with exchange = 'gathered' several.*use exchange='sharded'",
+        ),
+        ({"tolerance": 1e-5, "exchange": "leaders"}, "with exchange = 'leaders' several"),
+        ({"tolerance": 1e-5, "witnesses": 1}, "tolerance = 1e-05: witnesses = 1 would"),
         ({"one_round_bytes": -1}, "one_round_bytes = -1"),
         ({"overlap_bytes": -1}, "overlap_bytes = -1"),
         ({"witnesses": -1}, "witnesses = -1"),
@@ -61,6 +70,7 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_BUCKETS": "2",
             "HOROVOD_DETOX_NUM_BYZANTINE": "none",
             "HOROVOD_DETOX_MOMENTUM": "0.9",
+            "HOROVOD_DETOX_TOLERANCE": "0",
             "HOROVOD_DETOX_PLACEMENT": "packed",
             "HOROVOD_DETOX_EXCHANGE": "sharded",
             "HOROVOD_DETOX_ONE_ROUND_BYTES": "4096",
@@ -73,9 +83,11 @@ def test_every_field_has_its_variable():
         }
     )
     assert detox == Detox(
-        5, "multi_krum(f=1)", "mean", 2, None, 0.9, "packed", "sharded", 4096, 8192, 2, 9, 12.5
+        5, "multi_krum(f=1)", "mean", 2, None, 0.9, 0.0, "packed", "sharded", 4096, 8192, 2, 9, 12.5
     )
-    assert len(Detox().describe()) == 13  # a new field needs a line above
+    assert len(Detox().describe()) == 14  # a new field needs a line above
+    # It does not go with witnesses.
+    assert Detox.from_environment({"HOROVOD_DETOX_TOLERANCE": "1e-5"}).tolerance == 1e-5
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ T = TypeVar("T")
 Rows = Sequence[Any] | Any
 """Votes, or what became of them, in some columns: m arrays `(b,)`, or one `(m, b)`."""
 
-_LARGEST = 1e145
+LARGEST = 1e145
 """Beyond this, the squared length of a float64 vote of 10^15 elements could overflow."""
 
 
@@ -148,11 +148,11 @@ def finite_rows(values: Any) -> np.ndarray:
     if isinstance(values, np.ndarray) and values.dtype in (np.float32, np.float64):
         # One fast pass; only a vote that is not short in this sense needs the second look.
         squares = for_blocks(lambda i: np.vdot(values[i], values[i]), len(values), 1, xp.threads)
-        short = np.array(squares) < _LARGEST**2
+        short = np.array(squares) < LARGEST**2
         if short.all():
             return short
     working = working_dtype(values)
-    largest = _LARGEST if working == "float64" else np.inf
+    largest = LARGEST if working == "float64" else np.inf
     finite = np.ones(len(values), bool)
     for columns in slices(values.shape[1], xp.block):
         least, greatest = xp.bounds(xp.cast(values[:, columns], working))

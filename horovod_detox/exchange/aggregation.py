@@ -11,10 +11,11 @@ from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
 from horovod_detox.aggregators.columns import Rows
 from horovod_detox.aggregators.signs import sign_majority
 from horovod_detox.arrays import dtype_name, namespace, view
+from horovod_detox.config import Plan
 from horovod_detox.exchange.outcome import Memory
 from horovod_detox.fingerprint import fingerprint
 from horovod_detox.layout import Buffers
-from horovod_detox.vote import Verdict
+from horovod_detox.vote import Verdict, judge_distances
 
 
 def assemble(copies: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Any:
@@ -48,6 +49,24 @@ def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:
         for group, winners in verdict.winners.items()
         if not table[list(winners), slices, -1].all()
     )
+
+
+def decide(plan: Plan, of_slices: np.ndarray) -> tuple[Verdict, tuple[int, ...]]:
+    """Take the votes with a tolerance; return them and the groups whose vote is not finite.
+
+    Args:
+        plan: groups and tolerance.
+        of_slices: `(slices, k, m, m)`, what `distances_in_groups` returned for each slice.
+    """
+    distances = add_up(of_slices)
+    verdict = judge_distances(plan.groups, distances, plan.config.tolerance)
+    squares = distances.diagonal(axis1=1, axis2=2)  # of the lengths, (k, m)
+    non_finite = tuple(
+        group
+        for group, (winner,) in verdict.winners.items()
+        if np.isinf(squares[group, plan.groups.members[group].index(winner)])
+    )
+    return verdict, non_finite
 
 
 @dataclass(frozen=True)
@@ -89,9 +108,9 @@ class Columns:
         ]
 
 
-def add_up(grams: np.ndarray) -> np.ndarray:
-    """Return the Gram matrix of all slices: `(slices, m, m) -> (m, m)`."""
-    return grams.sum(axis=0)
+def add_up(of_slices: np.ndarray) -> np.ndarray:
+    """Return the matrix of all slices, in the same bits wherever: `(slices, m, m) -> (m, m)`."""
+    return of_slices.sum(axis=0)
 
 
 def aggregate_votes(

@@ -119,8 +119,10 @@ def _explain(plan: Plan, verdict: Verdict, reason: str) -> str:
         f"group {group} (ranks {', '.join(map(str, plan.groups.members[group]))})"
         for group in verdict.abstentions
     )
+    tolerance = plan.config.tolerance
+    same = f"the same within tolerance = {tolerance}" if tolerance else "the same bits"
     return (
         f"no update in this step: {reason}. Without a majority: {suspects or 'none'}. "
-        "If no rank is faulty, the ranks of a group do not compute the same bits: give them the "
+        f"If no rank is faulty, the ranks of a group do not compute {same}: give them the "
         "same data (GroupSampler), random state (seed_group), thread count and library versions"
     )

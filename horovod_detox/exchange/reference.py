@@ -7,17 +7,19 @@ import numpy as np
 
 from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
+from horovod_detox.distances import distances_in_groups
 from horovod_detox.exchange.aggregation import (
     Columns,
     aggregate_votes,
     assemble,
+    decide,
     examine,
     non_finite_votes,
 )
 from horovod_detox.exchange.outcome import AT_FIRST, Memory, Outcome, rule_for
 from horovod_detox.fingerprint import slice_bounds
 from horovod_detox.layout import Layout
-from horovod_detox.vote import judge
+from horovod_detox.vote import Verdict, judge
 
 
 def aggregate_copies(
@@ -44,11 +46,8 @@ def aggregate_copies(
         for start, stop in parts or [(0, layout.words)]
         for first, last in slice_bounds(stop - start, len(copies))
     ]
-    distinct = {id(copy): copy for copy in copies}
-    facts = {key: examine(layout.buffers, copy, bounds) for key, copy in distinct.items()}
-    table = np.stack([facts[id(copy)] for copy in copies])
-    verdict = judge(plan.groups, table)
-    non_finite = non_finite_votes(verdict, table)
+    vote = _vote_on_numbers if plan.config.tolerance else _vote_on_bits
+    verdict, non_finite = vote(plan, layout, copies, bounds)
     rule = rule_for(plan, verdict, non_finite)
     votes = {
         group: assemble([copies[rank] for rank in winners], bounds)
@@ -58,3 +57,27 @@ def aggregate_copies(
     update = namespace(copies[0]).empty((layout.words,), copies[0], "int64")
     aggregate_votes(rule, [Columns(layout.buffers, votes, memory, bounds)], [update])
     return Outcome(update, verdict, non_finite)
+
+
+def _vote_on_bits(
+    plan: Plan, layout: Layout, copies: Sequence[Any], bounds: Sequence[tuple[int, int]]
+) -> tuple[Verdict, tuple[int, ...]]:
+    """Return the votes, slice by slice, and the groups whose vote is not finite."""
+    distinct = {id(copy): copy for copy in copies}
+    facts = {key: examine(layout.buffers, copy, bounds) for key, copy in distinct.items()}
+    table = np.stack([facts[id(copy)] for copy in copies])
+    verdict = judge(plan.groups, table)
+    return verdict, non_finite_votes(verdict, table)
+
+
+def _vote_on_numbers(
+    plan: Plan, layout: Layout, copies: Sequence[Any], bounds: Sequence[tuple[int, int]]
+) -> tuple[Verdict, tuple[int, ...]]:
+    """Return the votes with a tolerance and the groups whose vote is not finite."""
+    of_slices = [
+        distances_in_groups(
+            plan.groups, layout.buffers.cut(start, stop), [copy[start:stop] for copy in copies]
+        )
+        for start, stop in bounds
+    ]
+    return decide(plan, np.stack(of_slices))

@@ -32,16 +32,11 @@ import numpy as np
 from horovod_detox.aggregators import Aggregator
 from horovod_detox.arrays import namespace
 from horovod_detox.config import Plan
-from horovod_detox.exchange.aggregation import (
-    Columns,
-    add_up,
-    aggregate_votes,
-    examine,
-    non_finite_votes,
-)
+from horovod_detox.exchange.aggregation import Columns, examine, non_finite_votes
 from horovod_detox.exchange.collectives import Collectives, Handle
 from horovod_detox.exchange.outcome import Memory, NoMajority, Outcome, rule_for
-from horovod_detox.exchange.witnesses import confirm, majority
+from horovod_detox.exchange.owners import aggregate_slices, broadcast_slices
+from horovod_detox.exchange.witnesses import confirm
 from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
 from horovod_detox.groups import Groups, slice_holders
 from horovod_detox.layout import Buffers, Layout
@@ -282,14 +277,12 @@ class _Part:
                     [(0, stop - start)],
                 )
             )
-        self._wrong |= _aggregate(self._collectives, rule, columns, self._results, self._holders)
-        self._broadcasts = [
-            self._collectives.broadcast(
-                f"update{self._name}.{owner}", self._update[start:stop], owner
-            )
-            for owner, (start, stop) in enumerate(self._bounds)
-            if start < stop
-        ]
+        self._wrong |= aggregate_slices(
+            self._collectives, rule, columns, self._results, self._holders
+        )
+        self._broadcasts = broadcast_slices(
+            self._collectives, self._update, self._bounds, f"update{self._name}"
+        )
 
     def receive_update(self) -> None:
         """Wait for the slices of the others."""
@@ -353,30 +346,6 @@ def _repairs(
 def _is_as_told(words: Any, facts: np.ndarray) -> bool:
     """Return whether a slice has the fingerprint that its sender told."""
     return np.array_equal(fingerprint(words, [(0, len(words))])[0], facts[:WORDS])
-
-
-def _aggregate(
-    collectives: Collectives,
-    rule: Aggregator | None,
-    parts: Sequence[Columns],
-    results: Sequence[Any],
-    holders: np.ndarray,
-) -> set[int]:
-    """Compute the slices that this rank holds; return who erred in the Gram matrix."""
-    wrong: set[int] = set()
-
-    def total(grams: np.ndarray) -> np.ndarray:
-        upper = np.triu_indices(grams.shape[-1])  # they are symmetric
-        words = np.ascontiguousarray(grams[:, *upper]).view(np.int64)
-        gathered = collectives.allgather("grams", words.ravel()).wait()
-        true, liars = majority(gathered.reshape(collectives.size, *words.shape), holders)
-        wrong.update(liars)
-        of_slices = np.empty((len(true), *grams.shape[1:]))
-        of_slices[:, *upper] = of_slices[:, *upper[::-1]] = true.view(np.float64)
-        return add_up(of_slices)
-
-    aggregate_votes(rule, parts, results, total)
-    return wrong
 
 
 def _accuse(groups: Groups, verdict: Verdict, accused: Collection[int]) -> Verdict:

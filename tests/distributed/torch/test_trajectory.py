@@ -9,7 +9,7 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
-from horovod_detox.exchange import EXCHANGES, sharded
+from horovod_detox.exchange import EXCHANGES, owners
 from horovod_detox.exchange.sharded import Sharded
 from tests.distributed.torch.training import digest, everywhere, loss_of, model, train
 
@@ -162,14 +162,14 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
     start(group_size=2, outer="median")
     expected = digest(train(SGD))
     if hvd.rank() == 1:
-        rightly = sharded.aggregate_votes
+        rightly = owners.aggregate_votes
 
         def wrongly(rule, parts, updates, *args):
             rightly(rule, parts, updates, *args)
             for update in updates:
                 update ^= 1
 
-        monkeypatch.setattr(sharded, "aggregate_votes", wrongly)
+        monkeypatch.setattr(owners, "aggregate_votes", wrongly)
     start(group_size=2, outer="median", witnesses=2)
     network = train(SGD)
     assert set(everywhere(digest(network))) == {expected}
