@@ -211,6 +211,10 @@ def test_the_update_is_nan_when_most_votes_are_not_finite(exchange):
         ({"outer": "median"}, r"outer = 'median' needs numbers.*outer='sign_majority'"),
         ({"outer": "bucketing(s=1)+sign_majority"}, "outer = 'bucketing.*needs numbers"),
         ({"outer": "sign_majority", "momentum": 0.9}, r"momentum = 0.9: .*Detox\(momentum=0\)"),
+        (
+            {"outer": "sign_majority", "tolerance": 1e-5},
+            r"tolerance = 1e-05: .*Detox\(tolerance=0\)",
+        ),
         ({"outer": "sign_majority", "buckets": 2}, r"buckets = 2: inner = 'mean'.*buckets=None"),
     ],
 )
