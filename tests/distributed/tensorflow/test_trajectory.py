@@ -11,6 +11,7 @@ import horovod_detox.tensorflow as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
 from horovod_detox.exchange import EXCHANGES, owners
+from horovod_detox.exchange.outcome import NoMajority
 from tests.distributed.tensorflow.training import (
     BATCH,
     STEPS,
@@ -122,6 +123,30 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
     network = train(way="regress")
     assert set(everywhere(digest(network))) == {expected}
     assert hvd.fault_report().miscalculations == {1: STEPS}
+
+
+@pytest.mark.ranks(6)
+def test_noise_within_the_tolerance_accuses_nobody_and_liars_are_named(start):
+    def updates(**settings):
+        start(group_size=3, outer="mean", **settings)
+        weights = tf.Variable(tf.zeros((5, 3)))
+        found = []
+        for step in range(3):
+            with tf.GradientTape() as tape:
+                factor = (1 + hvd.group() + step) * (1 + 1e-7 * hvd.rank())
+                loss = tf.reduce_sum((weights + 1) ** 2) * factor
+            tape = hvd.DistributedGradientTape(
+                tape, attack=attacks.Reverse(scale=100, ranks=(1, 4))
+            )
+            found.append(tape.gradient(loss, weights).numpy())
+        return np.stack(found)
+
+    with pytest.raises(NoMajority, match="do not compute the same bits"):
+        updates()
+    found = updates(tolerance=1e-5)
+    assert len(set(everywhere(found.tobytes()))) == 1
+    assert hvd.fault_report().dissents == {1: 3, 4: 3}
+    np.testing.assert_allclose(found[:, 0, 0], [3, 5, 7], rtol=3e-6)
 
 
 @pytest.mark.ranks(6)

@@ -10,6 +10,7 @@ import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
 from horovod_detox.exchange import EXCHANGES, owners
+from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.sharded import Sharded
 from tests.distributed.torch.training import digest, everywhere, loss_of, model, train
 
@@ -175,6 +176,25 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
     assert set(everywhere(digest(network))) == {expected}
     assert hvd.fault_report().dissents == {}
     assert hvd.fault_report().miscalculations == {1: 20}
+
+
+@pytest.mark.ranks(6)
+def test_noise_within_the_tolerance_accuses_nobody_and_liars_are_named(start):
+    def train_with_noise(**settings):
+        start(group_size=3, outer="mean", **settings)
+        network = model()
+        for parameter in network.parameters():
+            parameter.register_hook(lambda g: g * (1 + 1e-7 * hvd.rank()))
+        return train(SGD, network=network, attack=attacks.Reverse(scale=100, ranks=(1, 4)))
+
+    with pytest.raises(NoMajority, match="do not compute the same bits"):
+        train_with_noise()
+    network = train_with_noise(tolerance=1e-5)
+    assert len(set(everywhere(digest(network)))) == 1
+    assert hvd.fault_report().dissents == {1: 20, 4: 20}
+    start(group_size=3, outer="mean")
+    for ours, fair in zip(network.parameters(), train(SGD).parameters(), strict=True):
+        assert (ours - fair).norm() <= 1e-4 * fair.norm()
 
 
 @pytest.mark.ranks(6)
