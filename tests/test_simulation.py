@@ -47,6 +47,14 @@ def test_without_a_vote_an_attack_changes_the_weights() -> None:
     assert not any(step.dissenters for step in steps)
 
 
+def test_a_tolerance_lets_small_lies_pass_but_not_win() -> None:
+    run = replace(read(None, "detox_median", **SMALL), steps=2)
+    lenient = replace(run, detox=replace(run.detox, tolerance=0.01))
+    attacked, steps = trained(replace(lenient, attack="bias(relative=0.005)@0,4"))
+    assert weights(attacked) == weights(trained(run)[0])
+    assert not any(step.dissenters for step in steps)
+
+
 def test_flipped_labels_change_what_faulty_ranks_send_and_nothing_else() -> None:
     run = read(None, "detox_median", **SMALL)
     attack = "label_flip(num_classes=10)@{}"
