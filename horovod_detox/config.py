@@ -44,6 +44,9 @@ class Detox:
             (`sharded` only): one finds a wrong result, two or more name who computed it.
         seed: seed of the random placement.
         timeout: seconds to wait for the other ranks in one exchange.
+        preflight: whether the first exchange of an optimizer also compares what may change bits
+            between ranks: a job whose honest ranks would be accused is refused, and a faulty rank
+            is told from it.
 
     Raises:
         ValueError: naming the field, its value and its bound.
@@ -63,6 +66,7 @@ class Detox:
     witnesses: int = 0
     seed: int = 0
     timeout: float = 1800.0
+    preflight: bool = True
 
     def __post_init__(self) -> None:
         _check_integer("group_size", self.group_size, at_least=1)
@@ -96,6 +100,8 @@ class Detox:
             )
         if not self.timeout > 0:
             raise ValueError(f"timeout = {self.timeout}: it must be positive")
+        if not isinstance(self.preflight, bool):
+            raise ValueError(f"preflight = {self.preflight!r}: it must be True or False")
         for field in ("inner", "outer"):
             try:
                 _aggregator(getattr(self, field))
@@ -261,6 +267,8 @@ def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _parse(variable: str, annotation: Any, text: str) -> Any:
     """Turn the text of a variable into the type of its field."""
+    if annotation is bool:
+        return _truth(variable, text)
     if annotation == (int | None) and text.lower() == "none":
         return None
     try:
@@ -269,3 +277,11 @@ def _parse(variable: str, annotation: Any, text: str) -> Any:
         return float(text) if annotation is float else text
     except ValueError:
         raise ValueError(f"{variable} = {text!r}: it must be a number") from None
+
+
+def _truth(variable: str, text: str) -> bool:
+    """Read a yes or a no as people write them."""
+    truth = {"1": True, "true": True, "0": False, "false": False}.get(text.strip().lower())
+    if truth is None:
+        raise ValueError(f"{variable} = {text!r}: it must be 1 or 0, or true or false")
+    return truth

@@ -19,7 +19,14 @@ CHOICES: dict[str, Collection[str]] = {
     "gradients": ("each", "vmap"),
     "device": ("auto", "cpu", "cuda"),
 }
-OF_A_REAL_JOB = ("exchange", "one_round_bytes", "overlap_bytes", "witnesses", "timeout")
+OF_A_REAL_JOB = (
+    "exchange",
+    "one_round_bytes",
+    "overlap_bytes",
+    "witnesses",
+    "timeout",
+    "preflight",
+)
 """The settings of Detox that say how copies travel: without meaning where all are in one place."""
 SETTINGS = {f.name for f in fields(Detox)} - {*OF_A_REAL_JOB, "seed"}
 """Those that a run has; the seed of the placement is its own."""

@@ -17,6 +17,7 @@ from horovod_detox.tensorflow.tape import DistributedGradientTape as Distributed
 from horovod_detox.tensorflow.tape import (
     PartialDistributedGradientTape as PartialDistributedGradientTape,
 )
+from horovod_detox.tensorflow.trial import preflight as preflight
 from horovod_detox.tensorflow.variables import broadcast_variables as broadcast_variables
 
 SyncBatchNormalization = _SyncBatchNorm

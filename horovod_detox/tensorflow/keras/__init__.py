@@ -13,6 +13,7 @@ from horovod_detox.tensorflow import group_size as group_size
 from horovod_detox.tensorflow import init as init
 from horovod_detox.tensorflow import num_groups as num_groups
 from horovod_detox.tensorflow import on_fault as on_fault
+from horovod_detox.tensorflow import preflight as preflight
 from horovod_detox.tensorflow import seed_group as seed_group
 from horovod_detox.tensorflow import shard as shard
 from horovod_detox.tensorflow import shutdown as shutdown

@@ -1,0 +1,90 @@
+"""A gradient that all ranks compute from one batch, before a job: how to tell their bits apart."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.facts import share
+from horovod_detox.fingerprint import fingerprint
+from horovod_detox.groups import Groups
+from horovod_detox.layout import WORD
+from horovod_detox.preflight import PreflightReport, Trial, judge_trials
+
+SEED = 0
+"""Of the random state with which the gradient is computed on every rank."""
+
+Piece = tuple[str, Sequence[int], np.ndarray]
+"""An array on the wire: its dtype as its framework calls it, its shape and its bytes."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank could not compute the gradient."""
+
+
+def from_first_rank(collectives: Collectives, name: str, pieces: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces of rank 0, given those of this rank.
+
+    Raises:
+        ValueError: on every rank, when some rank does not have as many.
+    """
+    described = [(dtype, list(shape)) for dtype, shape, _ in pieces]
+    everyone = share(collectives, f"{name}.pieces", described)
+    counts = [len(theirs) for theirs in everyone]
+    if len(set(counts)) > 1:
+        raise ValueError(f"the {name} of the ranks consists of {counts} tensors, by rank")
+    mine = b"".join(data.tobytes() for _, _, data in pieces) if collectives.rank == 0 else b""
+    lengths = share(collectives, f"{name}.lengths", [data.nbytes for _, _, data in pieces])[0]
+    words = np.frombuffer(mine + bytes(-len(mine) % WORD), np.int64)
+    received = collectives.allgather(name, words).wait().view(np.uint8)
+    data = np.split(received, np.cumsum(lengths))[: len(lengths)]
+    return [(*about, part) for about, part in zip(everyone[0], data, strict=True)]
+
+
+def compare_trials(
+    collectives: Collectives, groups: Groups | None, trial: Callable[[], Trial]
+) -> PreflightReport:
+    """Let all ranks try, and tell from their trials whether they compute the same bits.
+
+    Args:
+        collectives: of all ranks.
+        groups: whose members must.
+        trial: of this rank.
+
+    Raises:
+        RankFailed: where the trial of another rank has failed.
+        Exception: that of this rank.
+    """
+    try:
+        mine, failure = asdict(trial()), None
+    except Exception as error:
+        mine, failure = {"error": f"{type(error).__name__}: {error}"}, error
+    everyone = share(collectives, "trials", mine)
+    if failure is not None:
+        raise failure
+    for rank, theirs in enumerate(everyone):
+        if "error" in theirs:
+            raise RankFailed(f"rank {rank} could not compute the gradient: {theirs['error']}")
+    return judge_trials([Trial(**theirs) for theirs in everyone], groups)
+
+
+def digest(data: Any) -> str:
+    """Return the fingerprint of a flat array's bytes as text."""
+    return fingerprint(data, [(0, len(data))]).tobytes().hex()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed python and NumPy alike on every rank; their random state is as before afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(SEED)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
