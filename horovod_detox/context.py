@@ -16,8 +16,10 @@ from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.faults import Event, FaultReport, Ledger
+from horovod_detox.first_step import FirstStep
 from horovod_detox.groups import group_seeds
 from horovod_detox.session import Session, agree
+from horovod_detox.settings import Settings
 
 SETUP_TIMEOUT = 300.0
 
@@ -28,13 +30,20 @@ class Context:
     Args:
         hvd: `horovod.torch` or `horovod.tensorflow`.
         collectives: puts it behind the seam: `collectives(scope, timeout, process_set)`.
+        settings: returns what may change the bits that this process computes.
 
     Attributes:
         make_collectives: the same; benchmarks wrap it to see the traffic of a job.
     """
 
-    def __init__(self, hvd: Any, collectives: Callable[[str, float, Any], Collectives]) -> None:
+    def __init__(
+        self,
+        hvd: Any,
+        collectives: Callable[[str, float, Any], Collectives],
+        settings: Callable[[], Settings],
+    ) -> None:
         self._hvd = hvd
+        self._settings = settings
         self.make_collectives = collectives
         self._session: Session | None = None
         self._engines: Counter[int] = Counter()  # made on each process set, for unique names
@@ -113,7 +122,15 @@ class Context:
         def collectives(name: str) -> Collectives:
             return self.make_collectives(f"{scope}.{name}", session.config.timeout, process_set)
 
-        return Engines(plan, collectives, session.ledger(process_set.ranks), attack)
+        def first_step() -> FirstStep | None:
+            if not session.config.preflight:
+                return None
+            is_drill = attack is not None
+            ranks = process_set.ranks
+            return FirstStep(plan.groups, self._settings, ranks, is_drill, session.told)
+
+        ledger = session.ledger(process_set.ranks)
+        return Engines(plan, collectives, ledger, attack, first_step)
 
     def collectives(self, scope: str) -> Collectives:
         """Return the collectives of all ranks, under names that begin with `scope`."""
@@ -177,11 +194,13 @@ class Engines:
         collectives: Callable[[str], Collectives],
         ledger: Ledger | None,
         attack: Attack | None,
+        first_step: Callable[[], FirstStep | None],
     ) -> None:
         self.plan = plan
         self._collectives = collectives
         self._ledger = ledger
         self._attack = attack
+        self._first_step = first_step
 
     def make_for_losses(self) -> Engine:
         """Make an engine for losses, of which only those of this step count: without momentum."""
@@ -190,7 +209,7 @@ class Engines:
 
     def make_for_gradients(self, name: str = "gradients") -> "Engine | DrilledEngine":
         """Make an engine that corrupts the copies of faulty ranks, if this is a drill."""
-        engine = Engine(self.plan, self._collectives(name), self._ledger)
+        engine = Engine(self.plan, self._collectives(name), self._ledger, self._first_step())
         if self._attack is None:
             return engine
         return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))

@@ -14,6 +14,7 @@ from horovod_detox.exchange.outcome import Outcome
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.faults import Ledger
 from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.first_step import FirstStep
 from horovod_detox.history import History
 from horovod_detox.layout import WORD, Layout, difference
 
@@ -25,13 +26,26 @@ class RanksDisagree(RuntimeError):
 class Engine:
     """One rank's part in a job's exchanges.
 
+    Args:
+        plan: settings, groups and rule.
+        collectives: of the ranks.
+        ledger: the account of faults; None: a new one.
+        first_step: checks the first exchange; None: nothing does.
+
     Attributes:
         history: what it carries from exchange to exchange.
     """
 
-    def __init__(self, plan: Plan, collectives: Collectives, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        collectives: Collectives,
+        ledger: Ledger | None = None,
+        first_step: FirstStep | None = None,
+    ) -> None:
         self.history = History(plan, ledger)
         self._collectives = collectives
+        self._first_step = first_step
         self._digest = np.zeros(WORDS, dtype=np.int64)
 
     @property
@@ -60,12 +74,14 @@ class Engine:
         Raises:
             RanksDisagree: on every rank, when the parameters or the updates so far differ.
             NoMajority: on every rank, when too many groups lost their majority.
+            NotDeterministic: on every rank, when the first step shows that votes mean nothing.
             ExchangeTimeout: when some rank does not take part.
         """
         if update is None:
             update = namespace(copy).empty((layout.words,), copy, "int64")
         exchange = ALL_EXCHANGES[self._exchange_name(layout)]
-        return self._record(exchange(*self._arguments(copy, layout, update)), layout)
+        arguments = self._arguments(copy, layout, update)
+        return self._finish(lambda: exchange(*arguments), copy, layout)
 
     def parts(self, layout: Layout) -> list[tuple[int, int]]:
         """Return the parts in which a copy can be sent: `(start, stop)` words of each.
@@ -86,15 +102,23 @@ class Engine:
             copy, layout, update: as of `exchange`.
         """
         exchange = Sharded(*self._arguments(copy, layout, update), parts=self.parts(layout))
-        return UnderWay(exchange, lambda: self._record(exchange.finish(), layout))
+        return UnderWay(exchange, lambda: self._finish(exchange.finish, copy, layout))
 
     def _arguments(self, copy: Any, layout: Layout, update: Any) -> tuple[Any, ...]:
         """Return what an exchange is called with; from here on the other ranks wait for this."""
         agreement = _Agreement(self._collectives, self.step, layout, self._digest)
+        if self._first_step is not None:
+            self._first_step.begin(self._collectives)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
         return self._collectives, plan, layout, copy, agreement, memory, update
 
-    def _record(self, outcome: Outcome, layout: Layout) -> Outcome:
+    def _finish(self, exchange: Callable[[], Outcome], copy: Any, layout: Layout) -> Outcome:
+        """Take down the outcome of an exchange; the first is checked before."""
+        if self._first_step is None:
+            outcome = exchange()
+        else:
+            outcome = self._first_step.finish(exchange, copy, layout)
+            self._first_step = None
         self._digest = fingerprint(outcome.update, [(0, layout.words)])[0]
         return self.history.record(outcome, layout)
 

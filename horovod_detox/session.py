@@ -22,6 +22,7 @@ class Session:
         hosts: the host of every rank.
         rank: this process; of some ranks, the lowest logs their faults.
         attack: the attack of the drill asked for by HOROVOD_DETOX_ATTACK; None: none.
+        told: warnings that were given and are not to be given again.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Session:
         self.hosts = tuple(hosts)
         self.rank = rank
         self.attack = attack
+        self.told: set[str] = set()
         self._plans: dict[tuple[int, ...], Plan | None] = {}
         self._ledgers: dict[tuple[int, ...], Ledger] = {}
         self.plan()

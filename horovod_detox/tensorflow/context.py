@@ -10,8 +10,9 @@ import tensorflow as tf
 
 from horovod_detox.context import Context
 from horovod_detox.tensorflow.collectives import HorovodCollectives
+from horovod_detox.tensorflow.settings import settings
 
-context = Context(hvd, HorovodCollectives)
+context = Context(hvd, HorovodCollectives, settings)
 
 
 def seed_group(seed: int, *models: Any) -> None:

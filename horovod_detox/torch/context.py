@@ -5,8 +5,9 @@ import torch
 
 from horovod_detox.context import Context
 from horovod_detox.torch.collectives import HorovodCollectives
+from horovod_detox.torch.settings import settings
 
-context = Context(hvd, HorovodCollectives)
+context = Context(hvd, HorovodCollectives, settings)
 
 
 def seed_group(seed: int) -> None:

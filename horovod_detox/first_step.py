@@ -1,0 +1,145 @@
+"""The check of a first exchange: are honest ranks about to be accused?
+
+Beside the first copies of an optimizer travel the settings of all ranks. When members of a group
+hold different copies, the fingerprints of their parameters follow, and tell a faulty rank from a job
+in which votes mean nothing.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.arrays import to_numpy
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.facts import begin_to_share
+from horovod_detox.exchange.outcome import NoMajority, Outcome
+from horovod_detox.fingerprint import WORDS, fingerprint
+from horovod_detox.groups import Groups
+from horovod_detox.layout import SIGN, Layout
+from horovod_detox.preflight import REMEDIES, PreflightReport, judge_copies
+from horovod_detox.settings import Settings, differing, table
+
+log = logging.getLogger("horovod_detox")
+
+
+class NotDeterministic(NoMajority):
+    """The members of a group do not compute the same bits, and not because of a fault.
+
+    Attributes:
+        report: what was found.
+    """
+
+    def __init__(self, report: PreflightReport, reason: str = "") -> None:
+        settings = report.table()
+        lines = [
+            f"{reason}. {report}" if reason else f"the votes would accuse honest ranks: {report}",
+            settings if "\n" in settings else "The settings of all ranks are the same.",
+            "What makes the ranks of a group compute the same bits:",
+            REMEDIES,
+            "hvd.preflight(model, batch) and `horovod-detox doctor` tell more; "
+            "Detox(preflight=False) trains regardless.",
+        ]
+        super().__init__("\n".join(lines))
+        self.report = report
+
+
+class FirstStep:
+    """The check of one optimizer's first exchange, by all of its ranks.
+
+    Args:
+        groups: of the ranks.
+        settings: returns those of this process.
+        ranks: what the ranks are called; None: as they are counted.
+        is_drill: whether faults are wanted: then they are told, and nothing is refused.
+        told: warnings that were given, by any optimizer; they are not given again.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        settings: Callable[[], Settings],
+        ranks: Sequence[int] | None = None,
+        is_drill: bool = False,
+        told: set[str] | None = None,
+    ) -> None:
+        self._groups = groups
+        self._collect = settings
+        self._ranks = ranks
+        self._is_drill = is_drill
+        self._told = set() if told is None else told
+
+    def begin(self, collectives: Collectives) -> None:
+        """Let the settings be on their way, beside the exchange."""
+        self._collectives = collectives
+        self._settings = begin_to_share(collectives, "preflight.settings", dict(self._collect()))
+
+    def finish(self, exchange: Callable[[], Outcome], copy: Any, layout: Layout) -> Outcome:
+        """Return the outcome of the exchange of a copy, `(w,)` words, if its votes mean anything.
+
+        Raises:
+            NotDeterministic: on every rank, when they do not.
+        """
+        try:
+            outcome = exchange()
+        except NoMajority as error:
+            if not self._is_drill:
+                report = self._compare(copy, layout)
+                if self._means_nothing(report):
+                    raise NotDeterministic(report, str(error)) from error
+            raise
+        if not (outcome.verdict.dissenters or outcome.verdict.abstentions):
+            self._warn(self._settings.wait())
+            return outcome
+        report = self._compare(copy, layout)
+        if self._means_nothing(report) and not self._is_drill:
+            raise NotDeterministic(report)
+        if report.oddities and self._collectives.rank == 0:
+            log.warning("first step: %s", report)
+        return outcome
+
+    def _compare(self, copy: Any, layout: Layout) -> PreflightReport:
+        """Gather the fingerprints of all parameters, which only a fault makes worth the while."""
+        settings = self._settings.wait()
+        mine = fingerprint_parameters(copy, layout).ravel()
+        gathered = self._collectives.allgather("preflight.parameters", mine).wait()
+        fingerprints = gathered.reshape(len(settings), -1, WORDS)
+        names = [name for name, *_ in layout.parameters]
+        return judge_copies(self._groups, names, fingerprints, settings, self._ranks)
+
+    def _means_nothing(self, report: PreflightReport) -> bool:
+        """Return whether settings explain who differs, or most groups have no majority."""
+        split = {oddity.among for oddity in report.oddities if not oddity.outvoted}
+        is_explained = any(oddity.causes for oddity in report.oddities)
+        return is_explained or 2 * len(split) > len(self._groups)
+
+    def _warn(self, settings: Sequence[Settings]) -> None:
+        """Warn of what differs inside groups though it has changed no bit yet."""
+        names = {name for team in self._groups.members for name in differing(settings, team)}
+        if not names or self._collectives.rank != 0:
+            return
+        lines = table(settings, sorted(names), self._ranks)
+        if lines not in self._told:
+            self._told.add(lines)
+            log.warning(
+                "settings that may change bits differ inside groups; so far all computed the same:"
+                "\n%s",
+                lines,
+            )
+
+
+def fingerprint_parameters(copy: Any, layout: Layout) -> np.ndarray:
+    """Digest the bits of every parameter in a copy: `(w,)` words -> `(parameters, 2)` of int64.
+
+    Of signs, the words are digested in which a parameter's are; neighbours may share them.
+    """
+    words = to_numpy(copy)
+    buffers = layout.typed(words)
+    rows = []
+    for (segment, start, stop), span in zip(layout.places, layout.spans, strict=True):
+        if layout.buffers.segments[segment].dtype == SIGN:
+            rows.append(fingerprint(words, [span]))
+        else:
+            rows.append(fingerprint(buffers[segment], [(start, stop)]))
+    return np.concatenate(rows)
