@@ -14,6 +14,7 @@ PROGRAM = "horovod-detox"
 
 COMMANDS = {
     "plan": ("horovod_detox.commands.plan", "compare settings for a job before it runs"),
+    "doctor": ("horovod_detox.commands.doctor", "examine an installation, or the ranks of a job"),
     "simulate": ("horovod_detox.commands.simulate", "train with all ranks of a job in one process"),
 }
 
