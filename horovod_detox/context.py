@@ -194,7 +194,7 @@ class Engines:
         collectives: Callable[[str], Collectives],
         ledger: Ledger | None,
         attack: Attack | None,
-        first_step: Callable[[], FirstStep | None],
+        first_step: Callable[[], FirstStep | None] = lambda: None,
     ) -> None:
         self.plan = plan
         self._collectives = collectives

@@ -113,12 +113,14 @@ class Engine:
         return self._collectives, plan, layout, copy, agreement, memory, update
 
     def _finish(self, exchange: Callable[[], Outcome], copy: Any, layout: Layout) -> Outcome:
-        """Take down the outcome of an exchange; the first is checked before."""
+        """Wait for an outcome and take it down; the first is checked before."""
         if self._first_step is None:
-            outcome = exchange()
-        else:
-            outcome = self._first_step.finish(exchange, copy, layout)
-            self._first_step = None
+            return self._record(exchange(), layout)
+        outcome = self._first_step.finish(exchange, copy, layout)
+        self._first_step = None
+        return self._record(outcome, layout)
+
+    def _record(self, outcome: Outcome, layout: Layout) -> Outcome:
         self._digest = fingerprint(outcome.update, [(0, layout.words)])[0]
         return self.history.record(outcome, layout)
 

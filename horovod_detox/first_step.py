@@ -1,8 +1,8 @@
 """The check of a first exchange: are honest ranks about to be accused?
 
 Beside the first copies of an optimizer travel the settings of all ranks. When members of a group
-hold different copies, the fingerprints of their parameters follow, and tell a faulty rank from a job
-in which votes mean nothing.
+hold different copies, the fingerprints of their parameters follow, and tell a faulty rank from a
+job in which votes mean nothing.
 """
 
 import logging

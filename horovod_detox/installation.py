@@ -137,7 +137,9 @@ def _host_name() -> Finding:
 
 def _launcher() -> Finding:
     """Look for horovodrun, and for what it imports."""
-    path = shutil.which("horovodrun") or shutil.which("horovodrun", path=Path(sys.executable).parent)
+    path = shutil.which("horovodrun") or shutil.which(
+        "horovodrun", path=Path(sys.executable).parent
+    )
     if path is None:
         return Finding("horovodrun is not there", f"install Horovod into this Python: {BUILD}")
     if importlib.util.find_spec("distutils") is None and not importlib.util.find_spec("setuptools"):

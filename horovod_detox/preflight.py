@@ -24,8 +24,8 @@ REMEDIES = """\
 - the same threads on every rank: OMP_NUM_THREADS, torch.set_num_threads, tf.config.threading
 - the same libraries on every host, and kernels for what all processors have:
   ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2
-- deterministic kernels: torch.use_deterministic_algorithms(True) with CUBLAS_WORKSPACE_CONFIG=:4096:8
-  and cudnn.benchmark = False, or tf.config.experimental.enable_op_determinism()
+- deterministic kernels: torch.use_deterministic_algorithms(True), on a GPU with
+  CUBLAS_WORKSPACE_CONFIG=:4096:8, or tf.config.experimental.enable_op_determinism()
 - machines that differ: Detox(placement="packed") where those of one kind fit a group, or
   Detox(tolerance=...), which allows for rounding"""
 """What makes honest ranks compute the same bits."""

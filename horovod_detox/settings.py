@@ -62,9 +62,7 @@ def differing(settings: Sequence[Settings], ranks: Iterable[int] | None = None) 
     some = [settings[rank] for rank in ranks] if ranks is not None else settings
     names = dict.fromkeys(name for each in some for name in each)
     return [
-        name
-        for name in names
-        if name not in NO_BITS and len({each.get(name) for each in some}) > 1
+        name for name in names if name not in NO_BITS and len({each.get(name) for each in some}) > 1
     ]
 
 

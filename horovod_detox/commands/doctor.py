@@ -100,7 +100,9 @@ def describe(framework: str, report: PreflightReport, groups: Groups | None) -> 
     for host, ranks in ranks_by_value(settings, "host").items():
         lines.append(f"    host {host}: {_listed(ranks, groups)}")
     lines.append("the same on every rank:")
-    lines += textwrap.wrap("; ".join(common), WIDTH, initial_indent=" " * 4, subsequent_indent="    ")
+    lines += textwrap.wrap(
+        "; ".join(common), WIDTH, initial_indent=" " * 4, subsequent_indent="    "
+    )
     if odd:
         lines += ["different:", textwrap.indent(report.table(), " " * 4)]
     lines.append(str(report))

@@ -118,7 +118,9 @@ def _seeded() -> Iterator[None]:
     with seeded():
         tf.random.set_seed(SEED)
         stateful_random_ops.global_generator = tf.random.Generator.from_seed(SEED)
-        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, keras.random.SeedGenerator(SEED, name="preflight"))
+        global_state.set_global_attribute(
+            GLOBAL_SEED_GENERATOR, keras.random.SeedGenerator(SEED, name="preflight")
+        )
         try:
             yield
         finally:

@@ -70,7 +70,7 @@ def test_an_error_inside_fit_says_what_to_do(start):
     """TensorFlow wraps the errors of traced functions; what they say must survive."""
     start(group_size=2)
     with pytest.raises(
-        tf.errors.UnknownError, match=r"NoMajority: .*every group lost its majority"
+        tf.errors.UnknownError, match=r"NotDeterministic: .*every group lost its majority"
     ):
         fit(hvd.DistributedOptimizer(sgd()), 2, shard=hvd.rank())
 
