@@ -123,7 +123,7 @@ class Context:
             return self.make_collectives(f"{scope}.{name}", session.config.timeout, process_set)
 
         def first_step() -> FirstStep | None:
-            if not session.config.preflight:
+            if not session.config.preflight or session.config.tolerance:  # bits then do not count
                 return None
             is_drill = attack is not None
             ranks = process_set.ranks
