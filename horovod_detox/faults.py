@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from horovod_detox.groups import Groups
@@ -31,20 +31,26 @@ class Event:
             computed for all was not what most of the slice's witnesses computed).
         group: index of the group.
         ranks: the ranks concerned, ascending.
+        hosts: the host of each of them; empty when all ranks of the job are on one.
     """
 
     step: int
     kind: str
     group: int
     ranks: tuple[int, ...]
+    hosts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Tell the fact in one line."""
-        ranks = ", ".join(map(str, self.ranks))
+        ranks, members = _list(self.ranks), _list(self.ranks)
+        if self.hosts:
+            places = zip(self.ranks, self.hosts, strict=True)
+            ranks = _list(f"{rank} (host {host})" for rank, host in places)
+            members += f" on hosts {_list(dict.fromkeys(self.hosts))}"
         what = {
             DISSENT: f"group {self.group} outvoted rank {ranks}",
-            ABSTENTION: f"group {self.group} had no majority and was left out (ranks {ranks})",
-            NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {ranks})",
+            ABSTENTION: f"group {self.group} had no majority and was left out (ranks {members})",
+            NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {members})",
             MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
         }
         return f"step {self.step}: {what[self.kind]}"
@@ -62,6 +68,7 @@ class FaultReport:
         miscalculations: number of steps in which each rank computed a wrong part of the update;
             known with `Detox(witnesses=2)` or more.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
+        hosts: the host of every rank; empty when they are not known.
     """
 
     steps: int = 0
@@ -70,18 +77,51 @@ class FaultReport:
     non_finite: dict[int, int] = field(default_factory=dict)
     miscalculations: dict[int, int] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
+    hosts: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
+        """Return the ranks that ever dissented or miscalculated, by host."""
+        return _by_host(sorted(self.dissents.keys() | self.miscalculations.keys()), self.hosts)
 
     def __str__(self) -> str:
         """Tell the account in one line."""
-        found = [f"rank {rank} dissented in {n}" for rank, n in self.dissents.items()]
+        found = [f"{who} dissented in {n}" for who, n in self._culprits(self.dissents)]
         found += [f"group {group} abstained in {n}" for group, n in self.abstentions.items()]
         found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
-        found += [f"rank {rank} miscalculated in {n}" for rank, n in self.miscalculations.items()]
+        found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
         return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps"
 
     def to_json(self) -> str:
         """Serialise the report, events included."""
         return json.dumps(asdict(self))
+
+    def _culprits(self, totals: Mapping[int, int]) -> Iterator[tuple[str, str]]:
+        """Yield who is at fault, and in how many steps: ranks, or a host of which all ranks are."""
+        everyone = _by_host(self.hosts, self.hosts)
+        if len(everyone) < 2:
+            yield from ((f"rank {rank}", str(n)) for rank, n in totals.items())
+            return
+        for host, ranks in _by_host(totals, self.hosts).items():
+            if len(ranks) > 1 and ranks == everyone[host]:
+                least, most = min(totals[r] for r in ranks), max(totals[r] for r in ranks)
+                n = str(most) if least == most else f"{least} to {most}"
+                yield f"host {host} (ranks {_list(ranks)})", n
+            else:
+                yield from ((f"rank {rank} (host {host})", str(totals[rank])) for rank in ranks)
+
+
+def _by_host(ranks: Iterable[int], hosts: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Sort ranks by their hosts, as far as these are known."""
+    ranks_of: dict[str, tuple[int, ...]] = {}
+    for rank in ranks:
+        if host := hosts.get(rank):
+            ranks_of[host] = (*ranks_of.get(host, ()), rank)
+    return ranks_of
+
+
+def _list(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))
 
 
 class Ledger:
@@ -91,14 +131,20 @@ class Ledger:
         groups: the groups of the ranks, counted from 0.
         ranks: the names under which they are reported; None: as they are counted.
         logs: whether to log the first fault of every rank and group.
+        hosts: of the ranks, as they are counted; None: not known.
     """
 
     def __init__(
-        self, groups: Groups, ranks: Sequence[int] | None = None, logs: bool = True
+        self,
+        groups: Groups,
+        ranks: Sequence[int] | None = None,
+        logs: bool = True,
+        hosts: Sequence[str] | None = None,
     ) -> None:
         self._logs = logs
         self._groups = groups
         self._ranks = ranks or range(groups.world_size)
+        self._hosts = dict(zip(self._ranks, hosts, strict=True)) if hosts else {}
         self._members = [self._named(members) for members in groups.members]
         self._steps = 0
         self._totals = {kind: Counter() for kind in KINDS}
@@ -120,15 +166,15 @@ class Ledger:
         self._steps += 1
         for group, vote in enumerate(verdict.votes):
             if vote.winners is None:
-                self._enter(Event(step, ABSTENTION, group, self._members[group]), group)
+                self._enter(step, ABSTENTION, group, self._members[group], [group])
             if vote.dissenters:
                 dissenters = self._named(vote.dissenters)
-                self._enter(Event(step, DISSENT, group, dissenters), *dissenters)
+                self._enter(step, DISSENT, group, dissenters, dissenters)
         for group in non_finite:
-            self._enter(Event(step, NON_FINITE, group, self._members[group]), group)
+            self._enter(step, NON_FINITE, group, self._members[group], [group])
         for rank in miscalculators:
-            (name,) = self._named([rank])
-            self._enter(Event(step, MISCALCULATION, self._groups.of(rank), (name,)), name)
+            culprit = self._named([rank])
+            self._enter(step, MISCALCULATION, self._groups.of(rank), culprit, culprit)
 
     def report(self) -> FaultReport:
         """Return the account so far."""
@@ -140,14 +186,20 @@ class Ledger:
             non_finite=totals[NON_FINITE],
             miscalculations=totals[MISCALCULATION],
             events=tuple(self._events),
+            hosts=dict(self._hosts),
         )
 
     def _named(self, ranks: Sequence[int]) -> tuple[int, ...]:
         return tuple(self._ranks[rank] for rank in ranks)
 
-    def _enter(self, event: Event, *culprits: int) -> None:
+    def _enter(
+        self, step: int, kind: str, group: int, ranks: tuple[int, ...], culprits: Sequence[int]
+    ) -> None:
         """Append an event and count it for each culprit: ranks, or the group."""
-        totals = self._totals[event.kind]
+        several = len(set(self._hosts.values())) > 1
+        hosts = tuple(self._hosts[rank] for rank in ranks) if several else ()
+        event = Event(step, kind, group, ranks, hosts)
+        totals = self._totals[kind]
         if self._logs and not all(totals[culprit] for culprit in culprits):
             log.warning("%s", event)
         totals.update(culprits)

@@ -58,7 +58,10 @@ class Session:
         plan = self.plan(team)
         if plan is None:
             return None
-        return self._ledgers.setdefault(team, Ledger(plan.groups, team, logs=self.rank == team[0]))
+        if team not in self._ledgers:
+            hosts = [self.hosts[rank] for rank in team]
+            self._ledgers[team] = Ledger(plan.groups, team, self.rank == team[0], hosts)
+        return self._ledgers[team]
 
 
 def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
