@@ -35,6 +35,8 @@ StrictModes no
 UsePAM no
 UseDNS no
 PidFile none
+ClientAliveInterval 3
+ClientAliveCountMax 2
 """,
     "ssh_config": """
 UserKnownHostsFile {folder}/known_hosts

@@ -1,16 +1,14 @@
 """One rank of a job on the hosts a, b and c: `horovodrun ... python -m tests.hosts.train FOLDER`.
 
-It trains in every case below and writes what it found to FOLDER/RANK.json. With `--endless` it
-trains until it fails, and writes why to FOLDER/RANK.error.
+It trains in every case that it is asked for, writes what it found to FOLDER/RANK.json, and then
+trains on until that fails; why is written to FOLDER/RANK.error.
 """
 
-import argparse
 import functools
 import json
 import socket
 import sys
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ import horovod_detox.torch as hvd
 from horovod_detox import Detox, attacks
 from tests.distributed.torch.training import digest, everywhere, train
 
-CASES = {"spread": 3, "packed": 2}
-"""Group sizes by placement: over three hosts, and within one, which has two ranks."""
+GROUP_SIZES = {"spread": 3, "packed": 2}
+"""By placement: over the three hosts, and within one, which has two ranks."""
 
 LIARS = (2, 3)
 """The ranks of host b."""
@@ -29,57 +27,41 @@ LIARS = (2, 3)
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def main() -> None:
-    """Train as the flags say."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--endless", action="store_true")
-    args = parser.parse_args()
+def main(folder: Path, cases: list[str]) -> None:
+    """Train in the cases, and on until a host is lost."""
     torch.set_num_threads(1)
-    if args.endless:
-        train_until_it_fails(args.folder)
-        return
-    found: dict[str, Any] = {"host name": socket.gethostname()}
-    for placement in CASES:
-        for liars in ((), LIARS):
-            found[f"{placement}, {'host b lies' if liars else 'fair'}"] = trained(placement, liars)
-    hvd.init()
-    Path(args.folder, f"{hvd.rank()}.json").write_text(json.dumps(found))
-
-
-def trained(placement: str, liars: tuple[int, ...]) -> dict[str, Any]:
-    """Train in groups of a placement; return what this rank knows then."""
-    start(placement)
-    attack = attacks.Reverse(scale=100, ranks=liars) if liars else None
-    network = train(SGD, attack=attack)
-    report = hvd.fault_report()
-    return {
-        "group of each rank": everywhere(hvd.group()),
-        "weights": digest(network),
-        "report": asdict(report) | {"events": len(report.events)},
-        "text": str(report),
-        "hosts at fault": report.hosts_at_fault,
-    }
-
-
-def train_until_it_fails(folder: Path) -> None:
-    """Train step by step; tell the test when it is under way, and why it ended."""
+    found = {case: trained(*case.split(":")) for case in cases}
     start("spread")
+    (folder / f"{hvd.rank()}.json").write_text(json.dumps(found))
     try:
-        for step in count():
+        while True:
             train(SGD, steps=1)
-            if step == 3:
-                (folder / f"{hvd.rank()}.started").touch()
     except Exception as error:
         (folder / f"{hvd.rank()}.error").write_text(f"{type(error).__name__}: {error}")
         raise
 
 
+def trained(placement: str, behaviour: str) -> dict[str, Any]:
+    """Train in groups of a placement; return what this rank knows then."""
+    start(placement)
+    attack = attacks.Reverse(scale=100, ranks=LIARS) if behaviour == "b lies" else None
+    network = train(SGD, attack=attack)
+    report = hvd.fault_report()
+    return {
+        "host": socket.gethostname(),
+        "groups": everywhere(hvd.group()),
+        "weights": digest(network),
+        "report": asdict(report),
+        "at fault": report.hosts_at_fault,
+        "text": str(report),
+    }
+
+
 def start(placement: str) -> None:
     """Begin a new session."""
-    size = CASES[placement]
+    size = GROUP_SIZES[placement]
     hvd.init(detox=Detox(group_size=size, placement=placement, one_round_bytes=0, timeout=60.0))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2:])

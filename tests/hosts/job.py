@@ -1,0 +1,90 @@
+"""A job on three hosts, until one of them is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.hosts.network import SSH_PORT, Network
+
+ROOT = Path(__file__).parents[2]
+HOSTS = "abc"
+GLOO_SECONDS = 5
+"""So long Gloo waits for another rank."""
+
+
+class Job:
+    """`train.py` on all hosts, started by horovodrun on host a.
+
+    Args:
+        network: of the hosts.
+        cases: what `train.py` is to train in.
+        slots: ranks on each host.
+        options: of horovodrun.
+
+    Attributes:
+        folder: what the ranks write.
+    """
+
+    def __init__(
+        self, network: Network, *cases: str, slots: int = 2, options: Sequence[str] = ()
+    ) -> None:
+        self._network = network
+        self._ranks = range(slots * len(HOSTS))
+        self.folder = network.folder / "job"
+        self.folder.mkdir()
+        horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", *options]
+        hosts = [f"{name}:{slots}" for name in HOSTS]
+        placed = ["-np", str(len(self._ranks)), "-H", ",".join(hosts)]
+        ssh = ["-p", str(SSH_PORT), "-i", str(network.folder / "key")]
+        script = [sys.executable, "-m", "tests.hosts.train", str(self.folder), *cases]
+        environment = {
+            **os.environ,
+            "HOME": str(network.folder),  # where horovodrun keeps what it found out about hosts
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_SECONDS),
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{network.folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        with (self.folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                network.hosts["a"].command(*horovodrun, *placed, *ssh, *script),
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def exit_code(self) -> int | None:
+        """Return that of horovodrun, once it has ended."""
+        return self._process.poll()
+
+    @property
+    def log(self) -> str:
+        """Return what horovodrun and the ranks have printed."""
+        return (self.folder / "log").read_text()
+
+    def found(self, seconds: float = 120) -> list[dict[str, Any]]:
+        """Wait until every rank has trained in all cases; return what each found."""
+        files = [self.folder / f"{rank}.json" for rank in self._ranks]
+        self._wait(lambda: all(file.exists() for file in files), "has not trained", seconds)
+        return [json.loads(file.read_text()) for file in files]
+
+    def errors(self, seconds: float = 60) -> dict[int, str]:
+        """Wait until no process is left on any host; return the errors of the ranks."""
+        hosts = self._network.hosts.values()
+        self._wait(lambda: not any(host.processes() for host in hosts), "has not ended", seconds)
+        files = {rank: self.folder / f"{rank}.error" for rank in self._ranks}
+        return {rank: file.read_text() for rank, file in files.items() if file.exists()}
+
+    def _wait(self, condition: Callable[[], bool], complaint: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                left = {name: host.processes() for name, host in self._network.hosts.items()}
+                raise TimeoutError(f"the job {complaint} in {seconds} s: {left}\n{self.log}")
+            time.sleep(0.1)
