@@ -22,6 +22,22 @@ def lost_to(faulty: Collection[int], groups: Groups) -> Lost:
     return outcomes.count("captured"), outcomes.count("tied")
 
 
+def worst_host(hosts: Sequence[str], groups: Groups) -> tuple[str, Lost]:
+    """Return the host that costs most when all its ranks lie, the first of equals, and what.
+
+    Args:
+        hosts: the host of each rank.
+
+    >>> worst_host("aaabbb", Groups(((0, 2, 4), (1, 3, 5))))
+    ('a', (1, 0))
+    """
+    lost = {
+        host: lost_to([rank for rank, name in enumerate(hosts) if name == host], groups)
+        for host in dict.fromkeys(hosts)
+    }
+    return max(lost.items(), key=lambda item: item[1])
+
+
 def lost_at_random(sizes: Sequence[int], faulty: int) -> dict[Lost, Fraction]:
     """Return the exact probability of each outcome when any q of the ranks are equally likely.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from horovod_detox.capture import Lost, lost_at_random, lost_to
+from horovod_detox.capture import Lost, lost_at_random, worst_host
 from horovod_detox.config import Detox, faulty_votes
 from horovod_detox.groups import Groups, form_groups
 
@@ -280,7 +280,7 @@ def _setting(detox: Detox, groups: Groups, byzantine: int, lost: dict[Lost, Frac
         fits=not reason,
         reason=reason,
         stands=None if _objection(detox, groups) else detox.fit(groups).max_f(k),
-        holds=float(sum(share for loss, share in lost.items() if _stands(detox, groups, loss))),
+        holds=float(sum(share for loss, share in lost.items() if stands(detox, groups, loss))),
     )
 
 
@@ -293,7 +293,7 @@ def _objection(detox: Detox, groups: Groups) -> str:
     return ""
 
 
-def _stands(detox: Detox, groups: Groups, lost: Lost) -> bool:
+def stands(detox: Detox, groups: Groups, lost: Lost) -> bool:
     """Return whether the rules stand the captured votes, when groups that tie have none."""
     captured, ties = lost
     votes = len(groups) - ties
@@ -308,17 +308,15 @@ def _host_losses(job: Job, group_size: int, candidates: Sequence[Detox]) -> Iter
         return
     for placement in ("spread", "packed") if group_size > 1 else ("spread",):
         groups = form_groups(job.ranks, group_size, placement, job.hosts)
-        ranks = {host: _ranks_of(host, job.hosts) for host in dict.fromkeys(job.hosts)}
-        lost = {host: lost_to(ranks[host], groups) for host in ranks}
-        worst = max(lost, key=lost.__getitem__)  # the first of equals
+        host, lost = worst_host(job.hosts, groups)
         yield HostLoss(
             group_size,
             placement,
-            worst,
-            len(ranks[worst]),
+            host,
+            job.hosts.count(host),
             len(groups),
-            *lost[worst],
-            tuple(_name(detox) for detox in candidates if _stands(detox, groups, lost[worst])),
+            *lost,
+            tuple(_name(detox) for detox in candidates if stands(detox, groups, lost)),
         )
 
 
@@ -326,7 +324,3 @@ def _name(rules: Detox | Setting) -> str:
     if rules.buckets is None:
         return str(rules.outer)
     return f"{rules.outer} of {rules.buckets} x {rules.inner}"
-
-
-def _ranks_of(host: str, hosts: Sequence[str]) -> list[int]:
-    return [rank for rank, name in enumerate(hosts) if name == host]

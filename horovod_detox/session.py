@@ -6,10 +6,12 @@ import socket
 from collections.abc import Sequence
 
 from horovod_detox import attacks
+from horovod_detox.capture import worst_host
 from horovod_detox.config import PREFIX, Detox, Plan
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import share
 from horovod_detox.faults import Ledger
+from horovod_detox.planner import stands
 
 log = logging.getLogger("horovod_detox")
 
@@ -63,6 +65,25 @@ class Session:
             self._ledgers[team] = Ledger(plan.groups, team, self.rank == team[0], hosts)
         return self._ledgers[team]
 
+    def host_risk(self) -> str:
+        """Say what the worst host could do to groups that are spread to outvote it; else nothing.
+
+        Whoever gives `num_byzantine` has said what to be prepared for, and it was checked.
+        """
+        plan = self.plan()
+        prepared = self.config.placement != "spread" or self.config.num_byzantine is not None
+        if plan is None or prepared or self.config.group_size == 1 or len(set(self.hosts)) == 1:
+            return ""
+        host, lost = worst_host(self.hosts, plan.groups)
+        if not any(lost):
+            return ""
+        does = [f"{verb} {n}" for verb, n in zip(("captures", "ties"), lost, strict=True) if n]
+        stand = "stand" if stands(self.config, plan.groups, lost) else "do not stand"
+        return (
+            f"the vote does not protect from a whole bad host: {host} {' and '.join(does)} of "
+            f"{len(plan.groups)} groups, which the rules {stand} (docs/hosts.md)"
+        )
+
 
 def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
     """Compare the settings of all ranks and form the session.
@@ -90,7 +111,10 @@ def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
     _check_equal([theirs["settings"] for theirs in everyone])
     if collectives.size == 1:
         log.warning("one process: it trains plainly, there is nobody to vote with")
-    return Session(config, [theirs["host"] for theirs in everyone], collectives.rank, attack)
+    session = Session(config, [theirs["host"] for theirs in everyone], collectives.rank, attack)
+    if collectives.rank == 0 and (risk := session.host_risk()):
+        log.warning("%s", risk)
+    return session
 
 
 def _check_equal(settings: list[dict[str, str]]) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 
 from horovod_detox import faults
-from horovod_detox.faults import Event, Ledger
+from horovod_detox.faults import Event, FaultReport, Ledger
 from horovod_detox.groups import form_groups
 from horovod_detox.vote import Verdict, Vote
 
@@ -63,3 +63,47 @@ def test_memory_is_bounded_and_totals_are_not(monkeypatch):
     report = ledger.report()
     assert report.dissents == {4: 20}
     assert [event.step for event in report.events] == [15, 16, 17, 18, 19]
+
+
+def test_on_several_hosts_faults_are_told_with_their_hosts(caplog):
+    ledger = Ledger(GROUPS, hosts="aabbcc")
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), Vote(None))), miscalculators=(5,))
+    assert caplog.messages == [
+        "step 0: group 0 outvoted rank 2 (host b), 4 (host c)",
+        "step 0: group 1 had no majority and was left out (ranks 1, 3, 5 on hosts a, b, c)",
+        "step 0: rank 5 (host c) computed a wrong part of the update",
+    ]
+    report = ledger.report()
+    assert report.hosts_at_fault == {"b": (2,), "c": (4, 5)}
+    assert [event.hosts for event in report.events] == [("b", "c"), ("a", "b", "c"), ("c",)]
+    assert str(report) == (
+        "rank 2 (host b) dissented in 1, rank 4 (host c) dissented in 1, "
+        "group 1 abstained in 1, rank 5 (host c) miscalculated in 1 of 1 steps"
+    )
+    assert json.loads(report.to_json())["hosts"] == {str(r): h for r, h in enumerate("aabbcc")}
+
+
+def test_a_host_of_which_every_rank_is_at_fault_is_one_thing():
+    ledger = Ledger(GROUPS, hosts="aabbcd")
+    everyone = Verdict((Vote((0,), dissenters=(2, 4)), Vote((1,), dissenters=(3,))))
+    ledger.record(0, everyone)
+    ledger.record(1, everyone, miscalculators=(2, 3))
+    assert str(ledger.report()) == (
+        "host b (ranks 2, 3) dissented in 2, rank 4 (host c) dissented in 2, "
+        "host b (ranks 2, 3) miscalculated in 1 of 2 steps"
+    )
+    ledger.record(2, Verdict((FINE, Vote((1,), dissenters=(3,)))))
+    assert str(ledger.report()).startswith("host b (ranks 2, 3) dissented in 2 to 3, rank 4")
+
+
+def test_on_one_host_its_name_is_left_out():
+    ledger = Ledger(GROUPS, hosts=["a"] * 6)
+    ledger.record(0, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    assert str(ledger.report()) == "rank 4 dissented in 1 of 1 steps"
+    assert ledger.report().events == (Event(0, "dissent", 0, (4,)),)
+    assert ledger.report().hosts_at_fault == {"a": (4,)}
+
+
+def test_a_report_without_hosts_has_none_at_fault():
+    assert FaultReport(steps=1, dissents={4: 1}).hosts_at_fault == {}

@@ -1,6 +1,8 @@
 """What the ranks agree on at the start, on the in-process cluster."""
 
 import logging
+import re
+import socket
 
 import pytest
 
@@ -61,3 +63,40 @@ def test_subsets_have_plans_and_accounts_of_their_own():
     assert session.ledger((0, 2, 4)) is not session.ledger()
     with pytest.raises(ValueError, match="2 ranks cannot form a group of 3"):
         session.plan((0, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "hosts", "risk"),
+    [
+        (Detox(), "aaabbb", "a captures 1 of 2 groups, which the rules do not stand"),
+        (Detox(), "aaaabbbcc", "a captures 1 of 3 groups, which the rules stand"),
+        (Detox(outer="mean"), "aaaabbbcc", "a captures 1 of 3 groups, which the rules do not"),
+        (Detox(group_size=4), "aaaabbbb", "a ties 2 of 2 groups, which the rules do not stand"),
+        (Detox(), "aabbcc", "^$"),
+        (Detox(placement="packed"), "aaabbb", "^$"),
+        (Detox(group_size=1), "aaabbb", "^$"),
+        (Detox(), "aaaaaa", "^$"),
+        (Detox(num_byzantine=3), "aaaabbbcc", "^$"),
+    ],
+)
+def test_what_a_whole_bad_host_could_do_is_said(settings, hosts, risk):
+    assert re.search(risk, Session(settings, list(hosts)).host_risk())
+
+
+def test_one_rank_warns_of_the_hosts(monkeypatch, caplog):
+    monkeypatch.delenv("HOROVOD_HOSTNAME", raising=False)
+    names = iter("aaabbb")
+    monkeypatch.setattr(socket, "gethostname", lambda: next(names))
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        InProcessCluster(6).run(agree)
+    (message,) = caplog.messages
+    assert message.startswith("the vote does not protect from a whole bad host: ")
+
+
+def test_accounts_know_the_hosts_of_their_ranks():
+    session = Session(Detox(group_size=3), hosts=["a", "a", "b", "b", "c", "c"])
+    everyone, subset = session.ledger(), session.ledger((1, 2, 5))
+    assert everyone is not None
+    assert subset is not None
+    assert everyone.report().hosts == dict(enumerate("aabbcc"))
+    assert subset.report().hosts == {1: "a", 2: "b", 5: "c"}

@@ -67,7 +67,7 @@ class Namespace:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._unshare.stdin and self._unshare.stdout
+        assert self._unshare.stdout
         if self._unshare.stdout.readline() != "ready\n":
             self.close()
             raise RuntimeError("this machine does not let a namespace be made: see above")
