@@ -64,20 +64,13 @@ class Context:
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
         self._session = agree(collectives, detox)
         if collectives.size > 1:
-            self._prepare_kernels(collectives)
+            prepare_kernels(collectives, is_first_of_host=self._hvd.local_rank() == 0)
 
     def shutdown(self) -> None:
         """Shut Horovod down and forget the session."""
         self._hvd.shutdown()
         self._session = None
         self._engines.clear()
-
-    def _prepare_kernels(self, collectives: Collectives) -> None:
-        """Let one rank of each host compile the kernels, if need be; the others load them."""
-        if self._hvd.local_rank() == 0:
-            kernels.prepare()
-        collectives.allgather("kernels", np.zeros(1, np.int64)).wait()
-        kernels.prepare()
 
     def session(self) -> Session:
         """Return the session of this process.
@@ -213,3 +206,15 @@ class Engines:
         if self._attack is None:
             return engine
         return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))
+
+
+def prepare_kernels(collectives: Collectives, is_first_of_host: bool) -> None:
+    """Let one rank compile the kernels, if need be, then one of each other host; the others load.
+
+    Where the hosts share the folder of compiled code, only the first has to.
+    """
+    for turn in (collectives.rank == 0, is_first_of_host):
+        if turn:
+            kernels.prepare()
+        collectives.allgather("kernels", np.zeros(1, np.int64)).wait()
+    kernels.prepare()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from itertools import product
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from horovod_detox import kernels
 from horovod_detox.aggregators import by_name
 from horovod_detox.aggregators.columns import for_blocks
+from horovod_detox.context import prepare_kernels
+from horovod_detox.exchange.collectives import InProcessCluster
 from horovod_detox.sorting import network
 from tests.votes import bits, draw, few_examples
 
@@ -178,3 +181,23 @@ def test_compilation_is_announced_and_happens_once(tmp_path):
 
     assert run() == ("2", "compiling the column kernels, once on this machine")
     assert run() == ("0", "")
+
+
+def test_one_rank_compiles_for_hosts_that_share_a_folder_and_one_of_each_for_others(monkeypatch):
+    """With two ranks on each of three hosts, who is ready before whom."""
+    ready: list[int] = []
+    mine = threading.local()
+
+    def prepare():
+        time.sleep(0.02)  # the others would overtake who does not wait
+        ready.append(mine.rank)
+
+    def program(collectives):
+        mine.rank = collectives.rank
+        prepare_kernels(collectives, is_first_of_host=collectives.rank % 2 == 0)
+
+    monkeypatch.setattr(kernels, "prepare", prepare)
+    InProcessCluster(6).run(program)
+    assert ready[0] == 0
+    assert sorted(ready[1:4]) == [0, 2, 4]
+    assert sorted(ready[4:]) == list(range(6))
