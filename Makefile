@@ -32,7 +32,7 @@ show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 
     2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
     | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
 
-.PHONY: help setup demo demo-tf bench test lint format clean
+.PHONY: help setup demo demo-tf bench test test-hosts lint format clean
 
 help:
 	@echo "make setup    install everything into $(venv), Horovod included"
@@ -40,6 +40,7 @@ help:
 	@echo "make demo-tf  the same with Keras"
 	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
 	@echo "make test     run all tests, in one process and on 4, 6 and 9 ranks"
+	@echo "make test-hosts  test jobs on three hosts, made of namespaces (root, 2 minutes)"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
 	@echo "make clean    remove $(venv) and what tests leave behind"
@@ -74,6 +75,10 @@ test: $(installed)
 ifneq ($(filter torch,$(FRAMEWORKS)),)
 	$(call job,9) tests/distributed/torch/test_simulation.py
 endif
+
+test-hosts: $(installed)
+	@$(venv)/bin/python tools/prepare_test_hosts.py
+	$(job_environment) timeout --foreground --kill-after=30 600 $(venv)/bin/python -m pytest tests/hosts
 
 lint: $(installed)
 	$(venv)/bin/ruff check

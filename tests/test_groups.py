@@ -1,15 +1,21 @@
 """Groups: every rank in one group, sizes even, placements as promised."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from horovod_detox.capture import worst_host
+from horovod_detox.commands.plan import parse_hosts
 from horovod_detox.groups import (
     PLACEMENTS,
     form_groups,
     most_witnesses,
     slice_holders,
 )
+
+PAGE = Path(__file__).parents[1] / "docs" / "hosts.md"
 
 
 @given(
@@ -66,3 +72,25 @@ def test_witnesses_are_of_other_groups_and_share_the_work(p, r, placement):
         assert sorted(row) == list(range(p))
     for who in holders.T.tolist():
         assert len({groups.of(rank) for rank in who}) == 1 + most
+
+
+def documented_hosts():
+    """Yield the rows of the table in docs/hosts.md."""
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("| `"):
+            hosts, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            yield hosts.strip("`"), cells
+
+
+@pytest.mark.parametrize(("text", "cells"), documented_hosts())
+def test_what_a_bad_host_does_is_as_documented(text, cells):
+    hosts = parse_hosts(text, 0)
+    said = []
+    for placement in ("spread", "packed"):
+        groups = form_groups(len(hosts), 3, placement, hosts)
+        host, (captured, tied) = worst_host(hosts, groups)
+        bad = [sum(hosts[rank] == host for rank in members) for members in groups.members]
+        lost = f"captures {captured}" if captured else f"ties {tied}"
+        said += [", ".join(map(str, bad))]
+        said += [f"{lost} of {len(groups)}" if captured or tied else "is outvoted"]
+    assert cells == said

@@ -38,13 +38,13 @@ class Job:
         self.folder = network.folder / "job"
         self.folder.mkdir()
         horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", *options]
+        horovodrun.append("--disable-cache")  # these hosts have not been seen before
         hosts = [f"{name}:{slots}" for name in HOSTS]
         placed = ["-np", str(len(self._ranks)), "-H", ",".join(hosts)]
         ssh = ["-p", str(SSH_PORT), "-i", str(network.folder / "key")]
         script = [sys.executable, "-m", "tests.hosts.train", str(self.folder), *cases]
         environment = {
             **os.environ,
-            "HOME": str(network.folder),  # where horovodrun keeps what it found out about hosts
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(GLOO_SECONDS),
             "OMP_NUM_THREADS": "1",
             "PATH": f"{network.folder / 'bin'}:{os.environ['PATH']}",
@@ -68,13 +68,13 @@ class Job:
         """Return what horovodrun and the ranks have printed."""
         return (self.folder / "log").read_text()
 
-    def found(self, seconds: float = 120) -> list[dict[str, Any]]:
+    def found(self, seconds: float = 240) -> list[dict[str, Any]]:
         """Wait until every rank has trained in all cases; return what each found."""
         files = [self.folder / f"{rank}.json" for rank in self._ranks]
         self._wait(lambda: all(file.exists() for file in files), "has not trained", seconds)
         return [json.loads(file.read_text()) for file in files]
 
-    def errors(self, seconds: float = 60) -> dict[int, str]:
+    def errors(self, seconds: float = 90) -> dict[int, str]:
         """Wait until no process is left on any host; return the errors of the ranks."""
         hosts = self._network.hosts.values()
         self._wait(lambda: not any(host.processes() for host in hosts), "has not ended", seconds)

@@ -12,6 +12,8 @@ from tests.hosts.network import Network, connected
 HOST_OF_RANK = {"0": "a", "1": "a", "2": "b", "3": "b", "4": "c", "5": "c"}
 STEPS = 20
 
+pytestmark = pytest.mark.timeout(400)  # a job takes a minute to start where others run, too
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory) -> Iterator[Network]:
