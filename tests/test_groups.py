@@ -82,7 +82,7 @@ def documented_hosts():
             yield hosts.strip("`"), cells
 
 
-@pytest.mark.parametrize(("text", "cells"), documented_hosts())
+@pytest.mark.parametrize(("text", "cells"), list(documented_hosts()))
 def test_what_a_bad_host_does_is_as_documented(text, cells):
     hosts = parse_hosts(text, 0)
     said = []
