@@ -97,6 +97,14 @@ def test_a_host_of_which_every_rank_is_at_fault_is_one_thing():
     assert str(ledger.report()).startswith("host b (ranks 2, 3) dissented in 2 to 3, rank 4")
 
 
+def test_ranks_are_told_one_by_one_while_another_of_their_host_is_honest():
+    ledger = Ledger(GROUPS, hosts="aabbbc")
+    ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), FINE)))
+    assert str(ledger.report()) == (
+        "rank 2 (host b) dissented in 1, rank 4 (host b) dissented in 1 of 1 steps"
+    )
+
+
 def test_on_one_host_its_name_is_left_out():
     ledger = Ledger(GROUPS, hosts=["a"] * 6)
     ledger.record(0, Verdict((Vote((0,), dissenters=(4,)), FINE)))
