@@ -71,20 +71,29 @@ class Job:
     def found(self, seconds: float = 240) -> list[dict[str, Any]]:
         """Wait until every rank has trained in all cases; return what each found."""
         files = [self.folder / f"{rank}.json" for rank in self._ranks]
-        self._wait(lambda: all(file.exists() for file in files), "has not trained", seconds)
+        trained = self._wait(lambda: all(map(Path.exists, files)) or self._has_ended(), seconds)
+        if not trained or not all(map(Path.exists, files)):
+            raise RuntimeError(f"the job has not trained: {self._state()}")
         return [json.loads(file.read_text()) for file in files]
 
     def errors(self, seconds: float = 90) -> dict[int, str]:
         """Wait until no process is left on any host; return the errors of the ranks."""
-        hosts = self._network.hosts.values()
-        self._wait(lambda: not any(host.processes() for host in hosts), "has not ended", seconds)
+        if not self._wait(self._has_ended, seconds):
+            raise TimeoutError(f"the job has not ended in {seconds} s: {self._state()}")
         files = {rank: self.folder / f"{rank}.error" for rank in self._ranks}
         return {rank: file.read_text() for rank, file in files.items() if file.exists()}
 
-    def _wait(self, condition: Callable[[], bool], complaint: str, seconds: float) -> None:
+    def _has_ended(self) -> bool:
+        hosts = self._network.hosts.values()
+        return self.exit_code is not None and not any(host.processes() for host in hosts)
+
+    def _state(self) -> str:
+        left = {name: host.processes() for name, host in self._network.hosts.items()}
+        return f"processes: {left}\n{self.log}"
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Return whether the condition came true in time."""
         deadline = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > deadline:
-                left = {name: host.processes() for name, host in self._network.hosts.items()}
-                raise TimeoutError(f"the job {complaint} in {seconds} s: {left}\n{self.log}")
+        while not (true := condition()) and time.monotonic() < deadline:
             time.sleep(0.1)
+        return true

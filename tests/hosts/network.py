@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 NETWORK = "10.213.77"
@@ -92,10 +92,9 @@ class Namespace:
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
             if pid != self.pid and _pid_namespace(pid) == self._id:
-                line = (folder / "cmdline").read_text().replace("\0", " ").strip()
-                if line and "[listener]" not in line:
-                    found[pid] = line
-        return found
+                with suppress(OSError):  # it has ended by now
+                    found[pid] = (folder / "cmdline").read_text().replace("\0", " ").strip()
+        return {pid: line for pid, line in found.items() if line and "[listener]" not in line}
 
     def kill(self) -> None:
         """End all processes at once."""
@@ -130,10 +129,6 @@ class Network:
     def unplug(self, name: str) -> None:
         """Pull out the cable of a host."""
         self._switch.ip("link", "set", f"to-{name}", "down")
-
-    def plug_in(self, name: str) -> None:
-        """Connect a host again."""
-        self._switch.ip("link", "set", f"to-{name}", "up")
 
 
 @contextmanager

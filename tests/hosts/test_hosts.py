@@ -77,7 +77,7 @@ def test_a_host_whose_cable_is_pulled_out_ends_the_job(network, job):
     # Also the ranks on the lost host end, and nobody is left to hear of it but their folder.
     assert errors.keys() >= {2, 3}
     for error in errors.values():
-        assert error.startswith("HorovodInternalError: Horovod has been shut down")
+        assert error.startswith("HorovodInternalError: ")
     assert f"Timed out waiting {GLOO_SECONDS * 1000}ms" in job.log
 
 

@@ -32,7 +32,9 @@ def main(folder: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
     found = {case: trained(*case.split(":")) for case in cases}
     start("spread")
-    (folder / f"{hvd.rank()}.json").write_text(json.dumps(found))
+    report = folder / f"{hvd.rank()}.part"
+    report.write_text(json.dumps(found))
+    report.rename(report.with_suffix(".json"))  # complete as soon as it is there
     try:
         while True:
             train(SGD, steps=1)
