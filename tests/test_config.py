@@ -85,7 +85,7 @@ def test_every_field_has_its_variable():
     assert detox == Detox(
         5, "multi_krum(f=1)", "mean", 2, None, 0.9, 0.0, "packed", "sharded", 4096, 8192, 2, 9, 12.5
     )
-    assert len(Detox().describe()) == 14  # a new field needs a line above
+    assert len(Detox().describe()) == 15  # a new field needs a line above
     # It does not go with witnesses.
     assert Detox.from_environment({"HOROVOD_DETOX_TOLERANCE": "1e-5"}).tolerance == 1e-5
 
