@@ -34,6 +34,8 @@ class Context:
 
     Attributes:
         make_collectives: the same; benchmarks wrap it to see the traffic of a job.
+        before_engines: called with the process set of every optimizer that is about to be wrapped;
+            the launcher of unmodified scripts sets it.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Context:
         self._hvd = hvd
         self._settings = settings
         self.make_collectives = collectives
+        self.before_engines: Callable[[Any], None] = lambda process_set: None
         self._session: Session | None = None
         self._engines: Counter[int] = Counter()  # made on each process set, for unique names
 
@@ -100,6 +103,7 @@ class Context:
             attack: what faulty ranks send, for a drill; None: the one of HOROVOD_DETOX_ATTACK.
         """
         session = self.session()
+        self.before_engines(process_set)
         attack = attack or session.attack
         if not process_set.included():
             return None

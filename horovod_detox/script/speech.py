@@ -1,0 +1,43 @@
+"""What the ranks of a job say to whoever started it: one of them, for all."""
+
+import os
+import sys
+import time
+from typing import NoReturn
+
+BAD_INPUT = 2
+RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+PATIENCE = 10.0
+"""Seconds until a rank other than 0 speaks: by then its launcher has ended it, if rank 0 spoke."""
+
+
+def rank() -> int:
+    """Return this process's rank as its launcher says it, also before Horovod knows it."""
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr, on rank 0 alone."""
+    if rank() == 0:
+        _write(text)
+
+
+def refuse(reason: str) -> NoReturn:
+    """End this process because of bad input: rank 0 says why.
+
+    Another rank waits for its launcher to end the job. When that does not come, the reason is not
+    one of rank 0, and it says its own.
+
+    Raises:
+        SystemExit: always, with the exit code of bad input.
+    """
+    if rank() == 0:
+        _write(reason)
+    else:
+        time.sleep(PATIENCE)
+        _write(f"rank {rank()}: {reason}")
+    sys.exit(BAD_INPUT)
+
+
+def _write(text: str) -> None:
+    print(f"horovod_detox: {text}", file=sys.stderr, flush=True)

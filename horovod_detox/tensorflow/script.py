@@ -1,0 +1,60 @@
+"""What unmodified TensorFlow scripts get outside of Horovod's modules: shards for groups."""
+
+import functools
+import os
+import random
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context as eager
+
+from horovod_detox.script.job import Frontend, Job
+from horovod_detox.script.states import RandomState
+from horovod_detox.tensorflow.context import context
+
+
+def take_over(job: Job) -> Frontend:
+    """Serve a script: call this once in a process."""
+    state = RandomState("TensorFlow", read_state, set_seed)
+    frontend = Frontend(job, "horovod.tensorflow", hvd, context, state)
+
+    def before_engines(process_set: Any) -> None:
+        with tf.init_scope():  # a tape is wrapped while its function is traced
+            frontend.before_engines(process_set)
+
+    context.before_engines = before_engines
+    _replace_shard(job)
+    return frontend
+
+
+def read_state() -> object:
+    """Return the state from which operations without a seed of their own get one."""
+    seed, generator = eager.global_seed(), eager.context()._rng
+    if seed is None or generator is None:  # every operation draws a seed from the system
+        return os.urandom(16)
+    return seed, generator.getstate()
+
+
+def set_seed(seed: int) -> None:
+    """Seed TensorFlow and Keras, but not python and NumPy, which Keras would seed as well."""
+    python, numpy = random.getstate(), np.random.get_state()
+    keras.utils.set_random_seed(seed)
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+def _replace_shard(job: Job) -> None:
+    """Have tf.data deal to groups."""
+    shard = tf.data.Dataset.shard
+
+    @functools.wraps(shard)
+    def deal(self: Any, num_shards: Any, index: Any, *args: Any, **more: Any) -> Any:
+        shares, share = (tf.get_static_value(tf.convert_to_tensor(n)) for n in (num_shards, index))
+        if shares is not None and share is not None:
+            num_shards, index = job.share("tf.data.Dataset.shard", int(shares), int(share))
+        return shard(self, num_shards, index, *args, **more)
+
+    tf.data.Dataset.shard = deal
