@@ -5,7 +5,7 @@ from typing import Any
 from horovod_detox.config import Plan
 from horovod_detox.context import Context
 from horovod_detox.script.speech import refuse, say
-from horovod_detox.script.states import RandomState, align
+from horovod_detox.script.states import NUMPY, PYTHON, RandomState, align
 from horovod_detox.session import Session
 
 
@@ -99,13 +99,13 @@ class Frontend:
     def _align(self, process_set: Any, plan: Plan, seed: int | None = None) -> None:
         timeout = plan.config.timeout
         collectives = self._context.make_collectives("detox.random", timeout, process_set)
-        names = align(self._state, collectives, plan.groups, seed)
+        names = align((PYTHON, NUMPY, self._state), collectives, plan.groups, seed)
         if names and seed is not None:
             text = f"seeded alike inside each group, by {seed} (--group-seed)"
-            self.job.tell(f"random states of {' and '.join(names)}", text)
+            self.job.tell(f"random states of {', '.join(names)}", text)
         elif names:
-            text = "differed inside a group, whose members go on from one seed, its lowest rank's"
-            self.job.tell(f"random states of {' and '.join(names)}", text)
+            text = "differed inside a group; its members go on from a seed of its lowest rank"
+            self.job.tell(f"random states of {', '.join(names)}", text)
 
 
 def describe(plan: Plan) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 from horovod_detox import attacks
 from horovod_detox.config import PREFIX, Detox
@@ -52,7 +52,12 @@ def run(asked: Arguments) -> dict[str, object]:
         return runpy.run_module(asked.script, run_name="__main__", alter_sys=True)
     if not sys.flags.safe_path:
         sys.path[0] = os.path.dirname(os.path.realpath(asked.script))
-    return runpy.run_path(asked.script, run_name="__main__")
+    # Not runpy.run_path, of which either __file__ is not absolute or sys.argv[0] always is.
+    path = os.path.abspath(asked.script)
+    main_module = sys.modules["__main__"] = ModuleType("__main__")
+    main_module.__file__ = path
+    exec(compile(Path(path).read_bytes(), path, "exec"), vars(main_module))
+    return vars(main_module)
 
 
 def _check_settings() -> None:
@@ -69,7 +74,7 @@ def _check_script(asked: Arguments) -> None:
     """Refuse what cannot be started: no script, no Horovod."""
     if asked.is_module and not _is_module(asked.script):
         refuse(f"there is no module {asked.script}")
-    if not asked.is_module and not os.path.exists(asked.script):
+    if not asked.is_module and not os.path.isfile(asked.script):
         refuse(f"there is no script {asked.script} in {os.getcwd()}")
     if find_spec("horovod") is None:
         refuse(f"Horovod is not installed: {BUILD}")

@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,14 +36,17 @@ NUMPY = RandomState("NumPy", np.random.get_state, np.random.seed)
 
 
 def align(
-    framework: RandomState, collectives: Collectives, groups: Groups, seed: int | None = None
+    states: Sequence[RandomState],
+    collectives: Collectives,
+    groups: Groups,
+    seed: int | None = None,
 ) -> list[str]:
     """Seed anew, in every group, the states that are not the same on all of its members.
 
     All ranks call this. Members that agree keep their states.
 
     Args:
-        framework: the state beside those of python and NumPy.
+        states: of python, NumPy and the framework.
         collectives: of the ranks of the groups.
         groups: their groups.
         seed: of the new states, which differ across groups, as for `seed_group`; None: one that
@@ -52,7 +55,6 @@ def align(
     Returns:
         The names of the states that were seeded in some group, the same on every rank.
     """
-    states = (PYTHON, NUMPY, framework)
     mine = np.array([state.digest() for state in states], dtype=np.int64)
     everyones = collectives.allgather("states", mine).wait().reshape(collectives.size, len(states))
     own_group = groups.of(collectives.rank)

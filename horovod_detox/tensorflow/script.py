@@ -32,9 +32,10 @@ def take_over(job: Job) -> Frontend:
 
 def read_state() -> object:
     """Return the state from which operations without a seed of their own get one."""
-    seed, generator = eager.global_seed(), eager.context()._rng
-    if seed is None or generator is None:  # every operation draws a seed from the system
+    seed = eager.global_seed()
+    if seed is None:  # every operation draws one from the system
         return os.urandom(16)
+    generator: Any = eager.context()._rng
     return seed, generator.getstate()
 
 

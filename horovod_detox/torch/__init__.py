@@ -9,6 +9,7 @@ from horovod_detox.torch.context import context as _context
 from horovod_detox.torch.context import seed_group as seed_group
 from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOptimizer
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
+from horovod_detox.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
 from horovod_detox.torch.trial import preflight as preflight
 
 init = _context.init

@@ -9,6 +9,7 @@ flags of ours, that is null in their place, a script runs under plain Horovod.
 import hashlib
 import json
 import os
+import random
 import runpy
 import sys
 from importlib import import_module
@@ -39,6 +40,7 @@ def main(path):
             os.environ.pop("HOROVOD_DETOX_ATTACK", None)
             os.environ.update(asked.variables)
             job.protected = False
+            unseed()
             module = run(asked)
             assert job.protected
             ledger = job.session.ledger()
@@ -52,6 +54,16 @@ def main(path):
             }
     if os.environ["HOROVOD_RANK"] == "0":
         path.with_suffix(".results").write_text(json.dumps(results))
+
+
+def unseed():
+    """Have random states as in a new process: others on every rank."""
+    random.seed()
+    np.random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(random.getrandbits(31))
 
 
 def weights(model):
