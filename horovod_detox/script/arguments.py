@@ -79,13 +79,11 @@ def explanations() -> dict[str, str]:
     """Return what the docstring of `Detox` says of every field.
 
     >>> explanations()["seed"]
-    'seed of the random placement.'
+    'seed of the random placement'
     """
     document = inspect.getdoc(Detox) or ""
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", document, re.MULTILINE)
-    return dict.fromkeys((field.name for field in fields(Detox)), "") | {
-        name: " ".join(text.split()) for name, text in found
-    }
+    found = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", document, re.MULTILINE))
+    return {f.name: " ".join(found.get(f.name, "").split()).rstrip(".") for f in fields(Detox)}
 
 
 def _reader(field: Field[Any]) -> Callable[[str], Any]:

@@ -111,6 +111,6 @@ def _hide_frames() -> None:
     ) -> None:
         while trace and trace.tb_frame.f_code.co_filename in LAUNCHER:
             trace = trace.tb_next
-        write(kind, error, trace)
+        write(kind, error.with_traceback(trace), trace)
 
     sys.excepthook = write_rest
