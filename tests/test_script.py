@@ -337,6 +337,12 @@ assert horovod.keras.callbacks.BestModelCheckpoint is callbacks.BestModelCheckpo
 assert elastic.KerasState is ours.keras.elastic.KerasState
 assert tensorflow_elastic.TensorFlowState is ours.elastic.TensorFlowState is htf.elastic.TensorFlowState
 assert htf._executing_eagerly and ours._context._hvd is not htf
+import keras
+keras.Model._resolve_auto_jit_compile = lambda model: True  # as on a GPU
+for asked, expected in (({}, False), ({"jit_compile": "auto"}, False), ({"jit_compile": True}, True)):
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse", **asked)
+    assert model.jit_compile is expected, asked
 """  # noqa: E501
 
 

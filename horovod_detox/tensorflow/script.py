@@ -1,4 +1,4 @@
-"""What unmodified TensorFlow scripts get outside of Horovod's modules: shards for groups."""
+"""What unmodified TensorFlow scripts get outside of Horovod's modules: shards, compilation."""
 
 import functools
 import os
@@ -27,6 +27,7 @@ def take_over(job: Job) -> Frontend:
 
     context.before_engines = before_engines
     _replace_shard(job)
+    _replace_compile(job)
     return frontend
 
 
@@ -59,3 +60,17 @@ def _replace_shard(job: Job) -> None:
         return shard(self, num_shards, index, *args, **more)
 
     tf.data.Dataset.shard = deal
+
+
+def _replace_compile(job: Job) -> None:
+    """Have Keras leave XLA, which it would choose on a GPU, to scripts that ask for it."""
+    compile_model = keras.Model.compile
+
+    @functools.wraps(compile_model)
+    def compile_plainly(self: Any, *args: Any, **more: Any) -> None:
+        compile_model(self, *args, **more)
+        if more.get("jit_compile", "auto") == "auto" and self.jit_compile:
+            job.tell("keras.Model.compile", "jit_compile=False, as an exchange cannot be compiled")
+            self.jit_compile = False
+
+    keras.Model.compile = compile_plainly
