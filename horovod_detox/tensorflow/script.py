@@ -36,8 +36,8 @@ def read_state() -> object:
     seed = eager.global_seed()
     if seed is None:  # every operation draws one from the system
         return os.urandom(16)
-    generator: Any = eager.context()._rng
-    return seed, generator.getstate()
+    here: Any = eager.context()
+    return seed, here._rng.getstate()
 
 
 def set_seed(seed: int) -> None:
