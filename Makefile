@@ -3,6 +3,10 @@
 FRAMEWORKS ?= torch tensorflow
 TORCH ?= 2.13.0
 TENSORFLOW ?= 2.21.0
+# MPI=1: Horovod with MPI beside Gloo; "make test-mpi" does so in an environment of its own.
+MPI ?=
+# The CUDA build of torch that "make check-nccl" builds Horovod for.
+NCCL_TORCH ?= 2.14.1
 
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3; do \
@@ -17,14 +21,17 @@ requirements := $(foreach framework,$(FRAMEWORKS),$(or $(requirement_$(framework
 
 SHELL := bash
 venv := .venv
-installed := $(venv)/installed-$(subst ==,-,$(subst $() ,-,$(requirements)))
+installed := $(venv)/installed-$(subst ==,-,$(subst $() ,-,$(requirements)))$(if $(MPI),-mpi)
+build_horovod := tools/build_horovod.py $(if $(MPI),--mpi)
 pip := $(venv)/bin/python -m pip --disable-pip-version-check
 horovodrun := $(venv)/bin/horovodrun --gloo
+mpirun := mpirun --oversubscribe --bind-to none $(if $(filter 0,$(shell id -u)),--allow-run-as-root)
 # The ranks of a job share the processors: one thread each.
 job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 TF_ENABLE_ONEDNN_OPTS=0
-# Run tests on so many ranks.
-job = $(job_environment) timeout --foreground --kill-after=30 900 $(horovodrun) -np $(1) \
+# Run tests on the ranks that a launcher starts; with Horovod's own, on so many.
+ranks = $(job_environment) timeout --foreground --kill-after=30 900 $(1) \
     $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
+job = $(call ranks,$(horovodrun) -np $(1))
 
 # Run an example on 6 ranks, without the launcher's labels.
 show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 900 \
@@ -32,7 +39,7 @@ show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 
     2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
     | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
 
-.PHONY: help setup demo demo-tf bench test test-hosts lint format clean
+.PHONY: help setup demo demo-tf bench test test-hosts test-mpi mpi-job check-nccl lint format clean
 
 help:
 	@echo "make setup    install everything into $(venv), Horovod included"
@@ -41,20 +48,22 @@ help:
 	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
 	@echo "make test     run all tests, in one process and on 4, 6 and 9 ranks"
 	@echo "make test-hosts  test jobs on three hosts, made of namespaces (root, 2 minutes)"
+	@echo "make test-mpi    build Horovod with MPI in .venv-mpi and run tests of torch with it"
+	@echo "make check-nccl  build Horovod with NCCL in .venv-nccl (6 GB) and check what needs no GPU"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
 	@echo "make clean    remove $(venv) and what tests leave behind"
 
 setup: $(installed)
 
-$(installed): pyproject.toml setup.py tools/build_horovod.py $(wildcard tools/cmake/*.cmake)
+$(installed): pyproject.toml setup.py $(wildcard tools/*.py tools/cmake/*.cmake)
 	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is missing." \
 	    "On Debian or Ubuntu: apt-get install python3 python3-dev python3-venv"; exit 1; }
-	@$(PYTHON) tools/build_horovod.py --prepare
+	@$(PYTHON) $(build_horovod) --prepare
 	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
 	@echo "Installing $(requirements) and the rest into $(venv)"
 	@$(pip) install --quiet $(requirements) --editable '.[lab,test]'
-	@$(venv)/bin/python tools/build_horovod.py
+	@$(venv)/bin/python $(build_horovod)
 	@$(venv)/bin/python -c 'from horovod_detox import kernels; kernels.prepare()'
 	@rm -f $(venv)/installed-*
 	@touch $@
@@ -80,6 +89,21 @@ test-hosts: $(installed)
 	@$(venv)/bin/python tools/prepare_test_hosts.py
 	$(job_environment) timeout --foreground --kill-after=30 600 $(venv)/bin/python -m pytest tests/hosts
 
+test-mpi:
+	$(MAKE) mpi-job venv=.venv-mpi FRAMEWORKS=torch MPI=1
+
+mpi-job: $(installed)
+	$(call ranks,$(venv)/bin/horovodrun --mpi -np 4) tests/distributed/torch
+	$(call ranks,$(mpirun) -np 4) tests/distributed/torch/test_trajectory.py \
+	    tests/distributed/torch/test_groups_and_data.py
+
+check-nccl:
+	@$(PYTHON) tools/build_horovod.py --prepare
+	@[ -x .venv-nccl/bin/python ] || $(PYTHON) -m venv .venv-nccl
+	.venv-nccl/bin/python -m pip install --quiet torch==$(NCCL_TORCH)
+	.venv-nccl/bin/python tools/build_horovod.py --nccl
+	.venv-nccl/bin/python tools/check_nccl.py
+
 lint: $(installed)
 	$(venv)/bin/ruff check
 	$(venv)/bin/ruff format --check
@@ -90,5 +114,5 @@ format: $(installed)
 	$(venv)/bin/ruff format
 
 clean:
-	rm -rf $(venv) build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(venv) .venv-mpi .venv-nccl build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
+import xxhash
 
 Array = Any
 ALIGNMENT = 64
@@ -44,7 +45,8 @@ class Namespace(Protocol):
     def empty(self, shape: tuple[int, ...], like: Array, dtype: str) -> Array: ...
     def cast(self, array: Array, dtype: str) -> Array: ...
     def copy(self, array: Array) -> Array: ...
-    def bounds(self, array: Array) -> tuple[np.ndarray, np.ndarray]: ...
+    def bounds(self, array: Array) -> tuple[Array, Array]: ...
+    def digests(self, slices: Sequence[Array]) -> np.ndarray: ...
 
 
 class NumPyNamespace:
@@ -73,6 +75,11 @@ class NumPyNamespace:
         """Return the least and the greatest value of each row; NaN where a row has one."""
         return array.min(axis=1), array.max(axis=1)
 
+    def digests(self, slices: Sequence[np.ndarray]) -> np.ndarray:
+        """Digest the raw bits of each slice with XXH3: n times `(w,)` -> `(n, 2)` of int64."""
+        digests = b"".join(xxhash.xxh3_128_digest(words.view(np.uint8).data) for words in slices)
+        return np.frombuffer(digests, np.int64).reshape(len(slices), 2)
+
 
 class TorchNamespace:
     """Torch, for tensors on an accelerator."""
@@ -98,8 +105,13 @@ class TorchNamespace:
 
         return tensor_kernels
 
-    def bounds(self, array: Array) -> tuple[np.ndarray, np.ndarray]:
-        return to_numpy(array.amin(1)), to_numpy(array.amax(1))
+    def bounds(self, array: Array) -> tuple[Array, Array]:
+        return self._torch.aminmax(array, dim=1)
+
+    def digests(self, slices: Sequence[Array]) -> np.ndarray:
+        from horovod_detox import tensor_digests
+
+        return to_numpy(tensor_digests.digests(slices))
 
 
 _numpy = NumPyNamespace()

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import xxhash
 
-from horovod_detox.arrays import to_numpy
+from horovod_detox.arrays import namespace, view
 
 WORDS = 2
 """A fingerprint is this many 64-bit words."""
@@ -23,14 +23,19 @@ def slice_bounds(length: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def fingerprint(copy, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Digest every slice of a flat array with XXH3-128: `(w,) -> (slices, WORDS)` of int64.
+def fingerprint(copy: Any, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Digest every slice of some words: `(w,) -> (slices, WORDS)` of int64; see `fingerprints`."""
+    return fingerprints([copy[start:stop] for start, stop in bounds])
 
-    The raw bits count: NaN equals the same NaN, -0.0 differs from +0.0. XXH3 finds faults; it
-    does not stop somebody who forges collisions.
+
+def fingerprints(slices: Sequence[Any]) -> np.ndarray:
+    """Digest slices, each of flat words: n times `(w,) -> (n, WORDS)` of int64.
+
+    The raw bits count: NaN equals the same NaN, -0.0 differs from +0.0. Words in main memory are
+    digested with XXH3-128, those on an accelerator where they are, see `tensor_digests`; the ranks
+    of a job hold theirs alike. Both find faults; they do not stop somebody who forges collisions.
     """
-    array = to_numpy(copy)
-    digests = b"".join(
-        xxhash.xxh3_128_digest(array[start:stop].view(np.uint8).data) for start, stop in bounds
-    )
-    return np.frombuffer(digests, dtype=np.int64).reshape(len(bounds), WORDS)
+    if not slices:
+        return np.empty((0, WORDS), np.int64)
+    words = [view(part) for part in slices]
+    return namespace(words[0]).digests(words)

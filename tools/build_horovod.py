@@ -1,7 +1,7 @@
 """Build Horovod 0.28.1 with Gloo for the running Python, and install it there.
 
     python -m pip install torch            # and, or, tensorflow
-    python tools/build_horovod.py
+    python tools/build_horovod.py          # --mpi: also with MPI; --nccl: GPUs talk by NCCL
 
 Horovod has no wheels, and its source distribution does not compile against current
 frameworks as it is. This builds it, unedited, for the torch and TensorFlow of this environment.
@@ -25,15 +25,22 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import nccl
 
 HOROVOD = "0.28.1"
 # setuptools 81 dropped what Horovod's setup.py uses; CMake 4 refuses the Gloo inside Horovod.
 BUILD_TOOLS = ("setuptools<81", "wheel", "packaging", "cmake>=3.21,<4")
-RECIPE = (Path(__file__), *sorted((Path(__file__).parent / "cmake").glob("*.cmake")))
+RECIPE = (
+    Path(__file__),
+    Path(nccl.__file__),
+    *sorted((Path(__file__).parent / "cmake").glob("*.cmake")),
+)
 TOOLCHAIN = Path(__file__).resolve().parent / "cmake" / "toolchain.cmake"
 MODULES = {"pytorch": "horovod.torch", "tensorflow": "horovod.tensorflow"}
+EXTRAS = ("mpi", "nccl")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,21 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--wheel-only", action="store_true", help="only print the wheel's path")
     parser.add_argument("--prepare", action="store_true", help="only look for a compiler etc.")
+    parser.add_argument("--mpi", action="store_true", help="with MPI beside Gloo")
+    parser.add_argument("--nccl", action="store_true", help="GPUs exchange with NCCL; torch alone")
     options = parser.parse_args(arguments)
+    extras = [extra for extra in EXTRAS if getattr(options, extra)]
     if options.prepare:
-        require_system_packages(venv=True)
+        require_system_packages(extras, venv=True)
         return
     frameworks = installed_frameworks()
     if not frameworks:
         sys.exit("Horovod needs torch or tensorflow: install one of them first.")
-    version = wheel_version(build_facts(frameworks))
+    if options.nccl and "tensorflow" in frameworks:
+        sys.exit("NCCL is for torch alone: TensorFlow's gradients are exchanged in main memory.")
+    if options.mpi:
+        require_system_packages(extras)  # their version is one of the facts
+    version = wheel_version(build_facts(frameworks, extras))
     if options.wheel_only:
-        print(cached_wheel(version, frameworks))
+        print(cached_wheel(version, frameworks, extras))
     elif installed_horovod() == version:
-        say(f"Horovod {HOROVOD} for {describe(frameworks)} is installed.")
+        say(f"Horovod {HOROVOD} for {describe(frameworks, extras)} is installed.")
     else:
-        install(cached_wheel(version, frameworks), frameworks)
-        say(f"Installed Horovod {HOROVOD} for {describe(frameworks)}.")
+        install(cached_wheel(version, frameworks, extras), frameworks, extras)
+        say(f"Installed Horovod {HOROVOD} for {describe(frameworks, extras)}.")
     warn_about_host_name()
 
 
@@ -81,15 +95,17 @@ def torch_folder() -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def describe(frameworks: Mapping[str, str]) -> str:
+def describe(frameworks: Mapping[str, str], extras: Collection[str] = ()) -> str:
     """Name the frameworks as a user knows them."""
     names = {"pytorch": "torch", "tensorflow": "tensorflow"}
-    return ", ".join(f"{names[key]} {version}" for key, version in frameworks.items())
+    text = ", ".join(f"{names[key]} {version}" for key, version in frameworks.items())
+    return " and ".join([text, *(extra.upper() for extra in extras)])
 
 
-def build_facts(frameworks: Mapping[str, str]) -> dict[str, str]:
+def build_facts(frameworks: Mapping[str, str], extras: Collection[str] = ()) -> dict[str, str]:
     """Return all that makes one wheel differ from another."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in RECIPE))
+    folder = torch_folder()
     return {
         "horovod": HOROVOD,
         "python": sysconfig.get_config_var("EXT_SUFFIX"),
@@ -97,6 +113,8 @@ def build_facts(frameworks: Mapping[str, str]) -> dict[str, str]:
         "instructions": " ".join(instruction_sets()),
         "recipe": digest.hexdigest(),
         **frameworks,
+        **({"mpi": mpi_version()} if "mpi" in extras else {}),
+        **(nccl.facts(folder, os.environ) if "nccl" in extras and folder else {}),
     }
 
 
@@ -105,6 +123,12 @@ def instruction_sets() -> list[str]:
     cpuinfo = Path("/proc/cpuinfo")
     words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     return sorted({"avx", "f16c", "fma"} & words)
+
+
+def mpi_version() -> str:
+    """Return what MPI says of its version."""
+    result = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[0]
 
 
 def wheel_version(facts: Mapping[str, str]) -> str:
@@ -124,9 +148,9 @@ def installed_horovod() -> str | None:
 # What the system must have
 
 
-def require_system_packages(venv: bool = False) -> None:
+def require_system_packages(extras: Collection[str] = (), venv: bool = False) -> None:
     """Install what is missing to build Horovod where root has apt, else say what to install."""
-    missing = missing_system_packages(venv)
+    missing = missing_system_packages(extras, venv)
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         say(f"Installing {' '.join(missing.values())} with apt-get")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -134,7 +158,7 @@ def require_system_packages(venv: bool = False) -> None:
         command = ["apt-get", "install", "-qq", "--no-install-recommends", *missing.values()]
         subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL)
         importlib.invalidate_caches()
-        missing = missing_system_packages(venv)
+        missing = missing_system_packages(extras, venv)
     if missing:
         sys.exit(
             f"Building Horovod needs {', '.join(missing)}. "
@@ -142,7 +166,7 @@ def require_system_packages(venv: bool = False) -> None:
         )
 
 
-def missing_system_packages(venv: bool) -> dict[str, str]:
+def missing_system_packages(extras: Collection[str], venv: bool) -> dict[str, str]:
     """Return what is missing, with the names of Debian's packages."""
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     compiler = (os.environ.get("CXX") or "c++").split()[0]
@@ -154,6 +178,8 @@ def missing_system_packages(venv: bool) -> dict[str, str]:
         (f"the venv module of {python}", f"{python}-venv"): (
             not venv or importlib.util.find_spec("ensurepip")
         ),
+        ("MPI's compiler", "libopenmpi-dev"): "mpi" not in extras or shutil.which("mpicxx"),
+        ("mpirun", "openmpi-bin"): "mpi" not in extras or shutil.which("mpirun"),
     }
     return {what: package for (what, package), there in present.items() if not there}
 
@@ -170,17 +196,19 @@ def warn_about_host_name() -> None:
 # How to build
 
 
-def cached_wheel(version: str, frameworks: Mapping[str, str]) -> Path:
+def cached_wheel(version: str, frameworks: Mapping[str, str], extras: Collection[str]) -> Path:
     """Return the wheel of this version, built first if the cache lacks it."""
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     with lock(cache / "lock"):
         if wheels := sorted(cache.glob(f"horovod-{version}-*.whl")):
             return wheels[0]
-        require_system_packages()
-        say(f"Building Horovod {HOROVOD} for {describe(frameworks)} (about 4 minutes, once)")
+        require_system_packages(extras)
+        what = describe(frameworks, extras)
+        say(f"Building Horovod {HOROVOD} for {what} (about 4 minutes, once)")
         with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as folder:
-            wheel = build_wheel(Path(folder), version, frameworks, cache / f"build-{version}.log")
+            log = cache / f"build-{version}.log"
+            wheel = build_wheel(Path(folder), version, frameworks, extras, log)
             return wheel.rename(cache / wheel.name)
 
 
@@ -203,10 +231,12 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def build_wheel(folder: Path, version: str, frameworks: Mapping[str, str], log: Path) -> Path:
+def build_wheel(
+    folder: Path, version: str, frameworks: Mapping[str, str], extras: Collection[str], log: Path
+) -> Path:
     """Build the wheel in a folder, with build tools that the user's environment never sees."""
     tools = folder / "tools"
-    environment = build_environment(os.environ, tools, frameworks)
+    environment = build_environment(os.environ, tools, frameworks, extras)
     log.unlink(missing_ok=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "install", "--target", str(tools), *BUILD_TOOLS], log, dict(os.environ))
@@ -225,16 +255,22 @@ def build_wheel(folder: Path, version: str, frameworks: Mapping[str, str], log: 
 
 
 def build_environment(
-    environment: Mapping[str, str], tools: Path, frameworks: Mapping[str, str]
+    environment: Mapping[str, str],
+    tools: Path,
+    frameworks: Mapping[str, str],
+    extras: Collection[str] = (),
 ) -> dict[str, str]:
-    """Return the environment that makes Horovod build for exactly these frameworks, with Gloo."""
+    """Return the environment that makes Horovod build for exactly these frameworks and extras."""
     ours = {name: text for name, text in environment.items() if not is_build_switch(name)}
     for framework in ("PYTORCH", "TENSORFLOW"):
         # Without these a framework that fails to load is left out silently.
         with_or_without = "WITH" if framework.lower() in frameworks else "WITHOUT"
         ours[f"HOROVOD_{with_or_without}_{framework}"] = "1"
-    for option in ("WITH_GLOO", "WITHOUT_MPI", "WITHOUT_MXNET", "WITHOUT_NVTX"):
+    mpi = "WITH_MPI" if "mpi" in extras else "WITHOUT_MPI"
+    for option in ("WITH_GLOO", mpi, "WITHOUT_MXNET", "WITHOUT_NVTX"):
         ours[f"HOROVOD_{option}"] = "1"
+    if "nccl" in extras:
+        ours |= nccl.switches(tools / "nccl", environment)
     ours["HOROVOD_DETOX_CXX_STANDARD"] = str(torch_cxx_standard())
     ours["CMAKE_TOOLCHAIN_FILE"] = str(TOOLCHAIN)
     ours["MAKEFLAGS"] = f"-j{parallel_jobs()}"
@@ -273,7 +309,7 @@ def require_frameworks(metadata: str, frameworks: Mapping[str, str]) -> None:
         sys.exit(f"Horovod was built for {sorted(built)}, but wanted for {sorted(frameworks)}.")
 
 
-def install(wheel: Path, frameworks: Mapping[str, str]) -> None:
+def install(wheel: Path, frameworks: Mapping[str, str], extras: Collection[str]) -> None:
     """Install the wheel in place of any other Horovod, and check that it loads."""
     log = wheel.with_name("install.log")
     log.unlink(missing_ok=True)
@@ -282,8 +318,10 @@ def install(wheel: Path, frameworks: Mapping[str, str]) -> None:
     distribution = importlib.metadata.distribution("horovod")
     metadata = Path(str(distribution.locate_file("horovod/metadata.json"))).read_text()
     require_frameworks(metadata, frameworks)
-    modules = ", ".join(MODULES[name] for name in frameworks)
-    run([sys.executable, "-c", f"import {modules}"], log, dict(os.environ))
+    modules = [MODULES[name] for name in frameworks]
+    checks = [f"assert {module}.{extra}_built()" for module in modules for extra in extras]
+    code = "; ".join([f"import {', '.join(modules)}", *checks])
+    run([sys.executable, "-c", code], log, dict(os.environ))
 
 
 def run(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from horovod_detox.arrays import Kernels, dtype_name, namespace
+from horovod_detox.arrays import Kernels, dtype_name, namespace, to_numpy
 
 T = TypeVar("T")
 Rows = Sequence[Any] | Any
@@ -153,8 +153,8 @@ def finite_rows(values: Any) -> np.ndarray:
             return short
     working = working_dtype(values)
     largest = LARGEST if working == "float64" else np.inf
-    finite = np.ones(len(values), bool)
+    finite: Any = True
     for columns in slices(values.shape[1], xp.block):
         least, greatest = xp.bounds(xp.cast(values[:, columns], working))
-        finite &= (least > -largest) & (greatest < largest)
-    return finite
+        finite = finite & (least > -largest) & (greatest < largest)
+    return np.ones(len(values), bool) if finite is True else to_numpy(finite)

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from horovod_detox.arrays import namespace
+
 T = TypeVar("T")
 
 
@@ -63,7 +65,7 @@ class ExchangeTimeout(RuntimeError):
 
 
 class InProcessCluster:
-    """p ranks as threads of one process, with NumPy arrays.
+    """p ranks as threads of one process, with arrays of any kind that can be written to.
 
     >>> def program(collectives):
     ...     return collectives.allgather("rank", np.array([collectives.rank])).wait().tolist()
@@ -136,19 +138,19 @@ class _ThreadCollectives:
     def allgather(self, name: str, facts: np.ndarray) -> Handle:
         return self._submit(name, facts.copy(), np.concatenate)
 
-    def alltoall(self, name: str, parts: Sequence[np.ndarray], spare: Any = None) -> Handle:
+    def alltoall(self, name: str, parts: Sequence[Any], spare: Any = None) -> Handle:
         if len(parts) != self.size:
             raise ValueError(f"{len(parts)} parts for {self.size} ranks")
-        sent = [part.copy() for part in parts]
+        sent = [namespace(part).copy(part) for part in parts]
         if spare is not None:
             spare[:] = -1  # whoever relies on what was there is found out
         return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])
 
-    def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
-        def write(messages: list[np.ndarray]) -> None:
+    def broadcast(self, name: str, words: Any, root: int) -> Handle:
+        def write(messages: list[Any]) -> None:
             words[:] = messages[root]
 
-        return self._submit(name, words.copy(), write)
+        return self._submit(name, namespace(words).copy(words), write)
 
     def _submit(self, name: str, message: Any, finish: Callable[[list[Any]], Any]) -> Handle:
         call = (name, self._calls[name])

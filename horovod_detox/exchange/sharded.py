@@ -37,7 +37,7 @@ from horovod_detox.exchange.collectives import Collectives, Handle
 from horovod_detox.exchange.outcome import Memory, NoMajority, Outcome, rule_for
 from horovod_detox.exchange.owners import aggregate_slices, broadcast_slices
 from horovod_detox.exchange.witnesses import confirm
-from horovod_detox.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.fingerprint import WORDS, fingerprints, slice_bounds
 from horovod_detox.groups import Groups, slice_holders
 from horovod_detox.layout import Buffers, Layout
 from horovod_detox.vote import Verdict, judge, merge
@@ -240,12 +240,13 @@ class _Part:
         """Accuse the senders whose slice was not what they had fingerprinted."""
         p, liars = self._collectives.size, []
         for s, votes in zip(self._held, self._slices, strict=True):
-            for group in kept:
-                sender = int(self._senders[group, s])
-                if not _is_as_told(votes[group], self._table[sender, s]):
-                    liars.append(sender * p + s)
-                    # To go on with; the result will not count.
-                    votes[group] = self._copy[slice(*self._bounds[s])]
+            senders = self._senders[list(kept), s]
+            told = self._table[senders, s, :WORDS]
+            is_as_told = (fingerprints([votes[group] for group in kept]) == told).all(axis=1)
+            for i in np.flatnonzero(~is_as_told).tolist():
+                liars.append(int(senders[i]) * p + s)
+                # To go on with; the result will not count.
+                votes[kept[i]] = self._copy[slice(*self._bounds[s])]
         name, words = f"accusations{self._name}", np.array(liars, np.int64)
         self._accusations = self._collectives.allgather(name, words)
 
@@ -341,11 +342,6 @@ def _repairs(
                 )
             repairs[group, s] = others[0]
     return repairs
-
-
-def _is_as_told(words: Any, facts: np.ndarray) -> bool:
-    """Return whether a slice has the fingerprint that its sender told."""
-    return np.array_equal(fingerprint(words, [(0, len(words))])[0], facts[:WORDS])
 
 
 def _accuse(groups: Groups, verdict: Verdict, accused: Collection[int]) -> Verdict:

@@ -7,7 +7,7 @@ import numpy as np
 
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.outcome import NoMajority
-from horovod_detox.fingerprint import WORDS, fingerprint
+from horovod_detox.fingerprint import WORDS, fingerprint, fingerprints
 
 
 def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
@@ -58,7 +58,7 @@ def confirm(
     """
     if len(holders) == 1:
         return set()
-    mine = np.concatenate([fingerprint(result, [(0, len(result))]) for result in results])
+    mine = fingerprints(results)
     gathered = collectives.allgather("results", mine.ravel()).wait()
     by_rank = gathered.reshape(len(bounds), len(holders), WORDS)
     true, wrong = majority(by_rank, holders)

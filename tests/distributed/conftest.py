@@ -1,6 +1,7 @@
 """Tests on real ranks: `horovodrun -np 4 python -m pytest tests/distributed/torch`, and with 6.
 
-Every rank runs the same tests in the same order. Rank 0 reports; the others only if they fail.
+They also run under `horovodrun --mpi` and under Open MPI's `mpirun`, see `make test-mpi`. Every rank
+runs the same tests in the same order. Rank 0 reports; the others only if they fail.
 """
 
 import io
@@ -10,8 +11,17 @@ import tempfile
 
 import pytest
 
-RANK = int(os.environ.get("HOROVOD_RANK", "0"))
-SIZE = int(os.environ.get("HOROVOD_SIZE", "0"))
+LAUNCHERS = ("HOROVOD", "OMPI_COMM_WORLD")
+"""How the variables begin by which a launcher tells a process its rank."""
+
+
+def _told(name: str) -> int:
+    return next(
+        (int(os.environ[f"{x}_{name}"]) for x in LAUNCHERS if f"{x}_{name}" in os.environ), 0
+    )
+
+
+RANK, SIZE = _told("RANK"), _told("SIZE")
 
 # Ranks that clean up one folder of pytest at the same time get in each other's way.
 _own_folder = tempfile.TemporaryDirectory(prefix=f"rank-{RANK}-")

@@ -3,12 +3,14 @@
 # Debug information would make the wheel ten times as large.
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG")
 
-# Without this Horovod takes any nvcc it finds and fails where nvcc does not suit the compiler.
-set(CMAKE_CUDA_COMPILER NOTFOUND)
-set(CMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit TRUE)
+if(NOT "$ENV{HOROVOD_GPU_OPERATIONS}" STREQUAL "NCCL")
+    # Without this Horovod takes any nvcc it finds and fails where nvcc does not suit the compiler.
+    set(CMAKE_CUDA_COMPILER NOTFOUND)
+    set(CMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit TRUE)
 
-# Our FindPytorch.cmake comes before Horovod's.
-set(CMAKE_MODULE_PATH "${CMAKE_CURRENT_LIST_DIR}")
+    # Our FindPytorch.cmake comes before Horovod's.
+    set(CMAKE_MODULE_PATH "${CMAKE_CURRENT_LIST_DIR}")
+endif()
 
 function(horovod_detox_adapt_targets)
     # Gloo needs Horovod's standard of at least 17: its static constants are inline only from there.

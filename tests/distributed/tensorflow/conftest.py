@@ -10,7 +10,7 @@ import tensorflow as tf
 import horovod_detox.tensorflow as hvd
 from horovod_detox import Detox
 
-if "HOROVOD_SIZE" in os.environ:
+if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     # With one thread between operations, an exchange that waited for another would never end.
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -9,7 +9,7 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
 
-if "HOROVOD_SIZE" in os.environ:
+if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     torch.set_num_threads(1)
     stock.init(process_sets="dynamic")
 
