@@ -112,22 +112,23 @@ def test_gradients_stay_on_the_device(rule, exchange):
 
 
 def test_repairs_accusations_and_lost_votes_stay_there():
-    """Rank 1 dissents, 2 sends what it did not fingerprint; groups 3 and 4 vote NaN and nothing."""
+    """Rank 1 dissents, 4 sends what it did not fingerprint; groups 2 and 3 vote NaN and nothing."""
 
     def corrupt(rank, gradient):
         if rank == 1:
             gradient *= -100
-        if rank in (3, 8, 13):
+        if rank in (2, 6, 10):
             gradient[0] = np.nan
-        if rank in (4, 9):
+        if rank in (7, 11):
             gradient += rank
 
     def seam(collectives):
-        return Tampering(collectives, lambda part: part ^ (collectives.rank == 2))
+        return Tampering(collectives, lambda part: part ^ (collectives.rank == 4))
 
-    report = check(replace(SETTINGS, group_size=3), ranks=15, corrupt=corrupt, seam=seam)
-    assert report.dissents == {1: 1, 2: 1}
-    assert report.abstentions == {4: 1}
+    report = check(replace(SETTINGS, group_size=3), ranks=12, corrupt=corrupt, seam=seam)
+    assert report.dissents == {1: 1, 4: 1}
+    assert report.abstentions == {3: 1}
+    assert report.non_finite == {2: 1}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Tests on real ranks: `horovodrun -np 4 python -m pytest tests/distributed/torch`, and with 6.
 
-They also run under `horovodrun --mpi` and under Open MPI's `mpirun`, see `make test-mpi`. Every rank
+They also run under `horovodrun --mpi` and Open MPI's `mpirun`, see `make test-mpi`. Every rank
 runs the same tests in the same order. Rank 0 reports; the others only if they fail.
 """
 
