@@ -9,7 +9,8 @@ import pytest
 import horovod_detox
 
 FRAMEWORKS = {"torch", "tensorflow", "horovod", "keras", "jax"}
-WITH_A_FRAMEWORK = {"torch", "tensorflow", "keras", "tensor_kernels", "lab", "commands.simulate"}
+TENSORS = {"tensor_kernels", "tensor_digests"}
+WITH_A_FRAMEWORK = {"torch", "tensorflow", "keras", *TENSORS, "lab", "commands.simulate"}
 
 
 def core_modules() -> list[str]:
