@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from horovod_detox.arrays import to_numpy
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.facts import begin_to_share
 from horovod_detox.exchange.outcome import NoMajority, Outcome
-from horovod_detox.fingerprint import WORDS, fingerprint
+from horovod_detox.fingerprint import WORDS, fingerprints
 from horovod_detox.groups import Groups
 from horovod_detox.layout import SIGN, Layout
 from horovod_detox.preflight import REMEDIES, PreflightReport, judge_copies
@@ -134,12 +133,11 @@ def fingerprint_parameters(copy: Any, layout: Layout) -> np.ndarray:
 
     Of signs, the words are digested in which a parameter's are; neighbours may share them.
     """
-    words = to_numpy(copy)
-    buffers = layout.typed(words)
-    rows = []
+    buffers = layout.typed(copy)
+    pieces = []
     for (segment, start, stop), span in zip(layout.places, layout.spans, strict=True):
         if layout.buffers.segments[segment].dtype == SIGN:
-            rows.append(fingerprint(words, [span]))
+            pieces.append(copy[slice(*span)])
         else:
-            rows.append(fingerprint(buffers[segment], [(start, stop)]))
-    return np.concatenate(rows)
+            pieces.append(buffers[segment][start:stop])
+    return fingerprints(pieces)

@@ -14,6 +14,7 @@ Every word is read or written some 35 times, in blocks that large accelerators h
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import attrgetter
 
 import torch
 
@@ -25,23 +26,29 @@ BLOCK = 1 << 20
 _NUMBER = 0x9E37_79B9_7F4A_7C15 - (1 << 64)
 """Odd. Position i has this number, times 2 i + 1."""
 _FACTORS = (0xFF51_AFD7_ED55_8CCD - (1 << 64), 0xC4CE_B9FE_1A85_EC53 - (1 << 64))
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SHIFT = 33
 _SHIFTED = (1 << 64 - _SHIFT) - 1
 """The bits of a shifted word; before them torch repeats the sign."""
 
 
 def digests(slices: Iterable[torch.Tensor], block: int = BLOCK) -> torch.Tensor:
-    """Digest the raw bits of slices: n times `(w,)` of int64 -> `(n, 2)` on their device."""
-    return torch.cat([_sums(list(rows), block) for _, rows in groupby(slices, len)])
+    """Digest the raw bits of slices: n times `(w,)` -> `(n, 2)` of int64 on their device.
+
+    Elements of other dtypes than int64 count as words whose value is that of their bits.
+    """
+    alike = groupby(slices, attrgetter("shape", "dtype"))
+    return torch.cat([_sums(list(rows), block) for _, rows in alike])
 
 
 def _sums(rows: Sequence[torch.Tensor], block: int) -> torch.Tensor:
     """Return the sums over rows of one length: m times `(w,) -> (m, 2)`."""
-    sums = rows[0].new_zeros((2, len(rows)))
+    integer = _INTEGERS[rows[0].element_size()]
+    sums = rows[0].new_zeros((2, len(rows)), dtype=torch.int64)
     for part in columns.slices(len(rows[0]), max(1, block // len(rows))):
         odd = torch.arange(2 * part.start + 1, 2 * part.stop, 2, device=sums.device)
         numbers = odd.mul_(_NUMBER)
-        words = torch.stack([row[part] for row in rows]).add_(numbers)
+        words = torch.stack([row[part].view(integer) for row in rows]).long().add_(numbers)
         _mix(words)
         sums[0] += words.sum(1)
         sums[1] += words.mul_(numbers).sum(1)

@@ -142,6 +142,7 @@ def test_repairs_accusations_and_lost_votes_stay_there():
         ({"outer": "sign_majority"}, {"compression": Compression.sign}),
         ({"outer": "median"}, {"compression": Compression.bf16}),
         ({"outer": "median", "one_round_bytes": 1 << 20}, {}),
+        ({"outer": "median", "tolerance": 1e-5, "group_size": 3}, {"ranks": 9}),
     ],
 )
 def test_every_other_way_stays_there(fields, arguments):

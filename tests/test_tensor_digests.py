@@ -91,6 +91,18 @@ def test_bits_that_floats_do_not_tell_apart_are_noticed():
     assert len(digests.unique(dim=0)) == len(patterns)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.uint8])
+def test_other_dtypes_count_by_their_bits(dtype):
+    copy = torch.arange(5).to(dtype)
+    before = tensor_digests.digests([copy, copy[:4], torch.arange(5)])
+    assert len(before.unique(dim=0)) == (2 if dtype == torch.uint8 else 3)
+    bits = 8 * copy.element_size()
+    flipped = copy.view(torch.uint8).repeat(5 * bits, 1)
+    for bit in range(5 * bits):
+        flipped[bit, bit // 8] ^= 1 << bit % 8
+    assert not (tensor_digests.digests(flipped.view(dtype)) == before[0]).any()
+
+
 def test_zeros_of_another_length_are_another_slice():
     lengths = [torch.zeros(length, dtype=torch.int64) for length in range(200)]
     for sums in tensor_digests.digests(lengths).T:
