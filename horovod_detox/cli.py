@@ -23,6 +23,7 @@ REMEDIES = {
     "sklearn": "pip install scikit-learn",
     "tqdm": "pip install tqdm",
     "torch": "pip install torch",
+    "tensorflow": "pip install tensorflow",
     "horovod": "python tools/build_horovod.py, in a checkout of horovod_detox",
 }
 """How to get the modules that only some commands need."""

@@ -36,7 +36,7 @@ def test_every_command_can_be_run(name):
 
 def test_the_extra_brings_what_commands_need():
     packages = {how.removeprefix("pip install ") for how in REMEDIES.values() if "pip" in how}
-    assert packages - {"torch"} <= {*PROJECT["optional-dependencies"]["lab"]}
+    assert packages - {"torch", "tensorflow"} <= {*PROJECT["optional-dependencies"]["lab"]}
 
 
 def test_json_is_the_comparison_and_the_advice(capsys):

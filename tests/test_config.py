@@ -43,6 +43,7 @@ from horovod_detox.exchange import EXCHANGES
         ),
         ({"outer": "medain"}, "outer: there is no aggregator 'medain': did you mean 'median'"),
         ({"inner": "krum(ff=1)"}, "inner: krum has no parameter 'ff'"),
+        ({"preflight": 1}, "preflight = 1: it must be True or False"),
         ({"outer": 7}, "outer: 7 is neither the name of an aggregator nor an aggregator"),
     ],
 )
@@ -78,13 +79,13 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_WITNESSES": "2",
             "HOROVOD_DETOX_SEED": "9",
             "HOROVOD_DETOX_TIMEOUT": "12.5",
+            "HOROVOD_DETOX_PREFLIGHT": "False",
             "HOROVOD_DETOX_ATTACK": "zero@1",
             "PATH": "/bin",
         }
     )
-    assert detox == Detox(
-        5, "multi_krum(f=1)", "mean", 2, None, 0.9, 0.0, "packed", "sharded", 4096, 8192, 2, 9, 12.5
-    )
+    rules = (5, "multi_krum(f=1)", "mean", 2, None, 0.9, 0.0)
+    assert detox == Detox(*rules, "packed", "sharded", 4096, 8192, 2, 9, 12.5, False)
     assert len(Detox().describe()) == 15  # a new field needs a line above
     # It does not go with witnesses.
     assert Detox.from_environment({"HOROVOD_DETOX_TOLERANCE": "1e-5"}).tolerance == 1e-5
@@ -97,6 +98,7 @@ def test_every_field_has_its_variable():
         ("HOROVOD_DETOX_MOMENTUM", "1", "momentum = 1.0: it must be"),
         ("HOROVOD_DETOX_SEED", "x", "HOROVOD_DETOX_SEED = 'x': it must be a number"),
         ("HOROVOD_DETOX_TIMEOUT", "soon", "HOROVOD_DETOX_TIMEOUT = 'soon': it must be a number"),
+        ("HOROVOD_DETOX_PREFLIGHT", "no", "HOROVOD_DETOX_PREFLIGHT = 'no': it must be 1 or 0"),
         ("HOROVOD_DETOX_GROUP_SIZE", "none", "HOROVOD_DETOX_GROUP_SIZE = 'none'"),
     ],
 )

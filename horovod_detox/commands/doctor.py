@@ -5,6 +5,7 @@ import os
 import sys
 import textwrap
 import time
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -120,10 +121,14 @@ def _groups(groups: Groups | None) -> str:
 
 def _listed(ranks: list[int], groups: Groups | None) -> str:
     """Say which ranks, and in which group each is."""
-    words = f"ranks {', '.join(map(str, ranks))}"
     if groups is None:
-        return words
-    return f"{words} of groups {', '.join(str(groups.of(rank)) for rank in ranks)}"
+        return _numbers("rank", ranks)
+    return f"{_numbers('rank', ranks)} of {_numbers('group', map(groups.of, ranks))}"
+
+
+def _numbers(noun: str, numbers: Iterable[int]) -> str:
+    words = list(map(str, numbers))
+    return f"{noun}{'s' * (len(words) > 1)} {', '.join(words)}"
 
 
 def _count(number: int, noun: str) -> str:

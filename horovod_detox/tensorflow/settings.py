@@ -23,7 +23,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "oneDNN": lambda: bool(IsMklEnabled()),
     "op determinism": is_op_determinism_enabled,
     "TF32": tf.config.experimental.tensor_float_32_execution_enabled,
-    "XLA": tf.config.optimizer.get_jit,
+    "XLA": lambda: tf.config.optimizer.get_jit() or "off",
     "floatx": keras.config.floatx,
     "dtype policy": lambda: keras.config.dtype_policy().name,
 }
