@@ -39,7 +39,12 @@ show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 
     2> >(sed -u 's/\[[0-9]*\]<stderr>://g' >&2) \
     | sed -u 's/^\[[0-9]*\]<stdout>://; s/ *$$//'
 
-.PHONY: help setup demo demo-tf bench test test-hosts test-mpi mpi-job check-nccl lint format clean
+# More: make image IMAGE_OPTIONS='--build-arg MPI=1'
+image_options := --build-arg FRAMEWORKS="$(FRAMEWORKS)" --build-arg TORCH=$(TORCH) \
+    --build-arg TENSORFLOW=$(TENSORFLOW) $(IMAGE_OPTIONS)
+
+.PHONY: help setup demo demo-tf bench test test-hosts test-mpi mpi-job check-nccl lint format
+.PHONY: image image-test clean
 
 help:
 	@echo "make setup    install everything into $(venv), Horovod included"
@@ -52,6 +57,8 @@ help:
 	@echo "make check-nccl  build Horovod with NCCL in .venv-nccl (6 GB) and check what needs no GPU"
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
+	@echo "make image    build the image for clusters with docker, podman or buildah"
+	@echo "make image-test  build it and run jobs in it, on hosts made of it, too (15 minutes and more)"
 	@echo "make clean    remove $(venv) and what tests leave behind"
 
 setup: $(installed)
@@ -112,6 +119,18 @@ lint: $(installed)
 format: $(installed)
 	$(venv)/bin/ruff check --fix
 	$(venv)/bin/ruff format
+
+# Only docker's format has health checks.
+image:
+	@for engine in docker podman buildah; do \
+	    $$engine info > /dev/null 2>&1 || continue; \
+	    export BUILDAH_FORMAT=docker; set -x; \
+	    exec $$engine build $(patsubst %,--build-arg %,$(image_arguments)) $(IMAGE_OPTIONS) \
+	        --tag horovod_detox .; \
+	done; echo "The image needs docker, podman or buildah, ready to run."; exit 1
+
+image-test:
+	$(PYTHON) tools/check_image.py $(image_options)
 
 clean:
 	rm -rf $(venv) .venv-mpi .venv-nccl build *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,18 +1,19 @@
 """Build the image for CPUs and check that it is what docs/image.md says.
 
-    python tools/check_image.py [NAME=VALUE ...]     # arguments of the Dockerfile
+    python tools/check_image.py [--build-arg NAME=VALUE ...]
 
 Docker or podman build and run it where there is one. Elsewhere buildah does, as root, and what it
 made is removed at the end.
 """
 
+import argparse
 import json
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,18 +56,21 @@ TESTS = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Build the image, check it and report."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--build-arg", action="append", default=[], help="of the Dockerfile")
+    build_arguments = parser.parse_args(arguments).build_arg
     with tempfile.TemporaryDirectory(prefix="image-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         engine = engine_here(folder)
         try:
-            check(engine, folder, dict(argument.split("=", 1) for argument in arguments))
+            check(engine, folder, build_arguments)
         finally:
             engine.close()
 
 
-def check(engine: Engine, folder: Path, arguments: Mapping[str, str]) -> None:
+def check(engine: Engine, folder: Path, arguments: Sequence[str]) -> None:
     """Build the image and check all that is said of it, on hosts that are made of it."""
     with timed("built"):
         engine.build(IMAGE, ROOT, arguments)
@@ -74,7 +78,7 @@ def check(engine: Engine, folder: Path, arguments: Mapping[str, str]) -> None:
     test_folder = folder / "test"
     test_folder.mkdir()
     (test_folder / "Dockerfile").write_text(TEST_DOCKERFILE)
-    engine.build(TEST_IMAGE, test_folder, {})
+    engine.build(TEST_IMAGE, test_folder, [])
     start_hosts(engine, folder)
     hosts = Hosts(engine)
     for judge in (contents, user, health, kernels, ssh, job, distributed_tests):
@@ -229,4 +233,4 @@ def distributed_tests(hosts: Hosts) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -21,7 +21,7 @@ Volumes = Mapping[str, Path]
 class Engine(Protocol):
     """What builds images and runs them."""
 
-    def build(self, image: str, folder: Path, arguments: Mapping[str, str]) -> None:
+    def build(self, image: str, folder: Path, arguments: Sequence[str]) -> None:
         """Build an image from the Dockerfile in a folder."""
         ...
 
@@ -53,17 +53,14 @@ def engine_here(folder: Path) -> Engine:
         folder: to keep things in while the engine is used.
     """
     for name in ("docker", "podman"):
-        if (
-            shutil.which(name)
-            and not subprocess.run([name, "info"], capture_output=True).returncode
-        ):
+        if shutil.which(name) and succeeds([name, "info"]):
             return Docker(name, PipSettings(folder))
-    missing = [name for name in ("buildah", "crun", "debootstrap", "ip") if not shutil.which(name)]
+    missing = [name for name in ("buildah", "debootstrap", "ip") if not shutil.which(name)]
     if os.geteuid() == 0 and not missing:
         return Buildah(folder, PipSettings(folder))
     sys.exit(
         "This needs docker or podman, with its service running; or else root, with buildah and "
-        "debootstrap. On Debian: apt-get install buildah crun debootstrap iproute2"
+        "debootstrap. On Debian: apt-get install buildah debootstrap iproute2"
     )
 
 
@@ -114,7 +111,7 @@ class Docker:
         self._pip = pip
         self._hosts: list[str] = []
 
-    def build(self, image: str, folder: Path, arguments: Mapping[str, str]) -> None:
+    def build(self, image: str, folder: Path, arguments: Sequence[str]) -> None:
         options = [f"--secret=id=pip.conf,src={self._pip.file}", *_build_arguments(arguments)]
         if self._program == "podman":
             options += ["--format=docker", *_mounts(self._pip.volumes)]
@@ -189,7 +186,7 @@ class Buildah:
         self._run("commit", "--quiet", "--rm", container, base)
         shutil.rmtree(tree)
 
-    def build(self, image: str, folder: Path, arguments: Mapping[str, str]) -> None:
+    def build(self, image: str, folder: Path, arguments: Sequence[str]) -> None:
         options = ["--format=docker", "--pull-never", "--isolation=chroot", "--network=host"]
         options += [f"--secret=id=pip.conf,src={self._pip.file}", *_mounts(self._pip.volumes)]
         self._run(
@@ -257,8 +254,8 @@ def _mounts(volumes: Volumes) -> list[str]:
     return [f"--volume={path}:{inside}:ro" for inside, path in volumes.items()]
 
 
-def _build_arguments(arguments: Mapping[str, str]) -> list[str]:
-    return [f"--build-arg={name}={value}" for name, value in arguments.items()]
+def _build_arguments(arguments: Sequence[str]) -> list[str]:
+    return [f"--build-arg={argument}" for argument in arguments]
 
 
 def _settings(variables: Mapping[str, str]) -> list[str]:
@@ -273,6 +270,11 @@ def ip(*arguments: str) -> None:
 def output(command: Sequence[str]) -> str:
     """Run a command that has to succeed and return what it prints."""
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def succeeds(command: Sequence[str]) -> bool:
+    """Run a command and tell whether it succeeds."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def say(text: str) -> None:
