@@ -13,7 +13,7 @@ ARG DEBIAN_FRONTEND=noninteractive
 ARG MPI=
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        g++ make python3-dev python3-venv ${MPI:+libopenmpi-dev} \
+        g++ make python3-dev python3-venv ${MPI:+libopenmpi-dev openmpi-bin} \
     && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # For another index or a certificate: --secret id=pip.conf,src=pip.conf leaves no trace in the image.
@@ -30,6 +30,7 @@ RUN --mount=type=secret,id=pip.conf \
     python requirements.py > requirements.txt && pip install -r requirements.txt
 
 ARG CUDA=
+ARG HOROVOD_BUILD_CUDA_CC_LIST
 COPY tools tools
 RUN --mount=type=secret,id=pip.conf \
     HOROVOD_DETOX_CACHE=/horovod python tools/build_horovod.py --wheel-only \

@@ -1,6 +1,6 @@
 """Build the image for CPUs and check that it is what docs/image.md says.
 
-    python tools/check_image.py [--build-arg NAME=VALUE ...]
+    python tools/check_image.py [--engine NAME] [--build-arg NAME=VALUE ...]
 
 Docker or podman build and run it where there is one. Elsewhere buildah does, as root, and what it
 made is removed at the end.
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from engines import Engine, Volumes, engine_here, say
+from engines import ENGINES, Engine, Volumes, engine_here, say
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = "horovod_detox"
@@ -60,12 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build the image, check it and report."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--build-arg", action="append", default=[], help="of the Dockerfile")
-    build_arguments = parser.parse_args(arguments).build_arg
-    with tempfile.TemporaryDirectory(prefix="image-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        engine = engine_here(folder)
+    parser.add_argument("--engine", choices=ENGINES, help="default: the first that is ready")
+    parser.add_argument("--keep", type=Path, help="a folder for buildah's images, to go on from")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="image-") as name:
+        engine = engine_here(options.keep or Path(name), options.engine)
         try:
-            check(engine, folder, build_arguments)
+            check(engine, Path(name), options.build_arg)
         finally:
             engine.close()
 

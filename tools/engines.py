@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+ENGINES = ("docker", "podman", "buildah")
 NETWORK = "detox-test"
+SUITE = "bookworm"
+BASE = f"localhost/debian:{SUITE}-slim"
 Volumes = Mapping[str, Path]
 """What to mount, read-only: folders or files of this machine by their paths in the container."""
 
@@ -46,18 +49,19 @@ class Engine(Protocol):
         ...
 
 
-def engine_here(folder: Path) -> Engine:
+def engine_here(folder: Path, wanted: str | None = None) -> Engine:
     """Return the engine that this machine has, or exit with what to install.
 
     Args:
         folder: to keep things in while the engine is used.
+        wanted: one of `ENGINES`; None: the first of them.
     """
-    for name in ("docker", "podman"):
-        if shutil.which(name) and succeeds([name, "info"]):
+    for name in [wanted] if wanted else ENGINES:
+        if name != "buildah" and shutil.which(name) and succeeds([name, "info"]):
             return Docker(name, PipSettings(folder))
-    missing = [name for name in ("buildah", "debootstrap", "ip") if not shutil.which(name)]
-    if os.geteuid() == 0 and not missing:
-        return Buildah(folder, PipSettings(folder))
+        missing = [tool for tool in ("buildah", "debootstrap", "ip") if not shutil.which(tool)]
+        if name == "buildah" and os.geteuid() == 0 and not missing:
+            return Buildah(folder, PipSettings(folder))
     sys.exit(
         "This needs docker or podman, with its service running; or else root, with buildah and "
         "debootstrap. On Debian: apt-get install buildah debootstrap iproute2"
@@ -167,13 +171,13 @@ class Buildah:
         self._hosts: dict[str, Volumes] = {}
         self._names = folder / "hosts"
         self._names.write_text("127.0.0.1 localhost\n")
-        self._make_base("bookworm")
+        if not succeeds([*self._program, "inspect", "--type=image", BASE]):
+            self._make_base()
 
-    def _make_base(self, suite: str) -> None:
-        base = f"localhost/debian:{suite}-slim"
-        say(f"Making {base} with debootstrap")
+    def _make_base(self) -> None:
+        say(f"Making {BASE} with debootstrap")
         tree = self._folder / "base"
-        command = ["debootstrap", "--variant=minbase", suite, str(tree)]
+        command = ["debootstrap", "--variant=minbase", SUITE, str(tree)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for rest in ("var/cache/apt/archives", "var/lib/apt/lists"):
             shutil.rmtree(tree / rest)
@@ -183,7 +187,7 @@ class Buildah:
         policy.chmod(0o755)
         container = output([*self._program, "from", "scratch"]).strip()
         self._run("add", "--quiet", container, str(tree), "/")
-        self._run("commit", "--quiet", "--rm", container, base)
+        self._run("commit", "--quiet", "--rm", container, BASE)
         shutil.rmtree(tree)
 
     def build(self, image: str, folder: Path, arguments: Sequence[str]) -> None:
@@ -241,7 +245,6 @@ class Buildah:
         if self._hosts:
             ip("netns", "delete", NETWORK)
         self._run("rm", "--all")
-        self._run("rmi", "--all", "--force")
 
     def _inspect(self, image: str) -> dict:
         return json.loads(output([*self._program, "inspect", "--type=image", image]))
