@@ -70,9 +70,10 @@ RUN --mount=type=bind,from=build,source=/horovod,target=/horovod \
 RUN --mount=type=bind,from=build,source=/package,target=/package \
     pip install --no-cache-dir --no-index /package/*.whl \
     && touch --date="@$(date +%s)" /opt/venv/lib/python3*/site-packages/horovod_detox/*.py
-COPY tools/image/ssh_config /etc/ssh/ssh_config.d/horovod.conf
-COPY tools/image/sshd_config /etc/ssh/sshd_config_horovod
-COPY tools/image/ssh-server /usr/local/bin/
+# ssh refuses files that others may write to, as those of some checkouts.
+COPY --chmod=644 tools/image/ssh_config /etc/ssh/ssh_config.d/horovod.conf
+COPY --chmod=644 tools/image/sshd_config /etc/ssh/sshd_config_horovod
+COPY --chmod=755 tools/image/ssh-server /usr/local/bin/
 
 USER ${USER_ID}
 WORKDIR /home/horovod

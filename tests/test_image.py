@@ -94,7 +94,7 @@ def test_what_the_image_copies_exists_and_nothing_else_is_sent_to_the_build():
     rules = [line for line in lines if not line.startswith("#")]
     assert rules[0] == "*"  # .git and .venv too
     sent = {rule.removeprefix("!") for rule in rules if rule.startswith("!")}
-    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(?:--chmod=\d+ )?(.*) \S+$", DOCKERFILE, re.MULTILINE)
     sources = [PurePosixPath(word) for line in copied for word in line.split()]
     assert {source.parts[0] for source in sources} == sent
     assert all((ROOT / source).exists() for source in sources)

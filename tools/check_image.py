@@ -135,15 +135,14 @@ class Hosts:
         return result.returncode, result.stdout.strip()
 
     def serve(self, host: str) -> None:
-        """Start the ssh server and wait until it listens."""
+        """Start the ssh server and wait until the launcher reaches it."""
         outside = self.engine.inside(host, ["ssh-server"], {})
         subprocess.Popen(outside, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        probe = f"import socket; socket.create_connection(('localhost', {PORT}))"
-        for _ in range(50):
-            if self.run(host, "python", "-c", probe)[0] == 0:
-                return
-            time.sleep(0.2)
-        require(False, f"{host} has no ssh server")
+        probe = f"import socket; socket.create_connection(('{host}', {PORT}))"
+        deadline = time.monotonic() + 120
+        while self.run(LAUNCHER, "python", "-c", probe)[0]:
+            require(time.monotonic() < deadline, f"{host} has no ssh server")
+            time.sleep(0.5)
 
 
 def require(true: object, complaint: str) -> None:
@@ -159,7 +158,7 @@ def contents(hosts: Hosts) -> None:
     """Neither build tools nor keys, caches or settings of the build are in it."""
     tools = f"for tool in {' '.join(BUILD_TOOLS)}; do command -v $tool; done"
     leftovers = f"ls -d {' '.join(LEFTOVERS)}"
-    _, found = hosts.run("bare", "sh", "-c", f"({tools}; {leftovers}) 2>/dev/null")
+    _, found = hosts.run("bare", "sh", "-c", f"({tools}; {leftovers}) 2>/dev/null; true")
     require(not found, f"it contains {found}")
 
 
@@ -197,9 +196,8 @@ def ssh(hosts: Hosts) -> None:
         require(text.split() == expected, f"ssh to {worker} says {text}")
     code, text = hosts.run("bare", "ssh", "-p", PORT, WORKERS[0], "true")
     require(code and "Permission denied" in text, f"without a key ssh says {text}")
-    keys = {
-        hosts.run("bare", "ssh-keyscan", "-qp", PORT, worker)[1].split()[-1] for worker in WORKERS
-    }
+    scans = [f"ssh-keyscan -p {PORT} {worker} 2> /dev/null" for worker in WORKERS]
+    keys = {hosts.run("bare", "sh", "-c", scan)[1].split()[-1] for scan in scans}
     require(len(keys) == len(WORKERS), f"the hosts share a host key: {keys}")
 
 

@@ -231,7 +231,7 @@ class Buildah:
             ip("-n", host, "link", "set", device, "up")
 
     def inside(self, host: str, command: Sequence[str], variables: Mapping[str, str]) -> list[str]:
-        options = ["--isolation=chroot", "--network=host", f"--hostname={host}"]
+        options = ["--isolation=chroot", "--network=host", "--no-hosts", f"--hostname={host}"]
         options += [*_settings(variables), *_mounts(self._hosts[host])]
         in_container = [*self._program, "run", *options, host, "--", *command]
         return ["ip", "netns", "exec", host, *in_container]
