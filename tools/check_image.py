@@ -51,8 +51,8 @@ LEFTOVERS = (
     f"{HOME}/.ssh/*",
 )
 TESTS = {
-    "torch": "tests/distributed/torch",
-    "tensorflow": "tests/distributed/tensorflow/test_tape.py",
+    "torch": "tests/distributed/torch/test_trajectory.py",
+    "tensorflow": "tests/distributed/tensorflow/test_trajectory.py",
 }
 
 

@@ -203,7 +203,7 @@ class Buildah:
     def layers(self, image: str) -> list[str]:
         found = self._inspect(image)["OCIv1"]
         stored = json.loads((self._folder / "images/overlay-layers/layers.json").read_text())
-        sizes = {layer["diff-digest"]: layer["diff-size"] / 1e6 for layer in stored}
+        sizes = {layer.get("diff-digest"): layer.get("diff-size", 0) / 1e6 for layer in stored}
         made = [step["created_by"] for step in found["history"] if not step.get("empty_layer")]
         digests = found["rootfs"]["diff_ids"]
         lines = [
