@@ -125,8 +125,7 @@ image:
 	@for engine in docker podman buildah; do \
 	    $$engine info > /dev/null 2>&1 || continue; \
 	    export BUILDAH_FORMAT=docker; set -x; \
-	    exec $$engine build $(patsubst %,--build-arg %,$(image_arguments)) $(IMAGE_OPTIONS) \
-	        --tag horovod_detox .; \
+	    exec $$engine build $(image_options) --tag horovod_detox .; \
 	done; echo "The image needs docker, podman or buildah, ready to run."; exit 1
 
 image-test:
