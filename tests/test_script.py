@@ -408,17 +408,20 @@ def python(folder, *command, rank="0", path=()):
 NOTHING_PROTECTED = "ended without a DistributedOptimizer or a DistributedGradientTape"
 
 
-@pytest.mark.parametrize("how", [["curious.py"], ["./curious.py"], ["-m", "curious"]])
-def test_a_script_finds_what_it_would_find_by_itself(folder, how):
-    alone = python(folder, *how, "--group-size", "9", "-m")
-    ours = python(folder, "-m", "horovod_detox", *how, "--group-size", "9", "-m")
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [("", ["curious.py"]), ("lacking", ["../curious.py"]), ("", ["-m", "curious"])],
+)
+def test_a_script_finds_what_it_would_find_by_itself(folder, where, how):
+    alone = python(folder / where, *how, "--group-size", "9", "-m")
+    ours = python(folder / where, "-m", "horovod_detox", *how, "--group-size", "9", "-m")
     assert alone.returncode == 0, alone.stderr
     assert ours.stdout == alone.stdout
     assert ours.returncode == 2  # it trains nothing
     assert NOTHING_PROTECTED in ours.stderr
     assert ours.stderr.count("\n") == 1
     flags = ("-m", "horovod_detox", "--group-size", "3", *how)
-    assert "\nTrue neighbour" in python(folder, *flags).stdout
+    assert "\nTrue neighbour" in python(folder / where, *flags).stdout
 
 
 @pytest.mark.parametrize(("script", "code"), [("curious.py", 1), ("leaves.py", 1), ("wrong.py", 1)])
