@@ -27,7 +27,8 @@ pip := $(venv)/bin/python -m pip --disable-pip-version-check
 horovodrun := $(venv)/bin/horovodrun --gloo
 mpirun := mpirun --oversubscribe --bind-to none $(if $(filter 0,$(shell id -u)),--allow-run-as-root)
 # The ranks of a job share the processors: one thread each.
-job_environment := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 TF_ENABLE_ONEDNN_OPTS=0
+job_environment := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 \
+    TF_ENABLE_ONEDNN_OPTS=0
 # Run tests on the ranks that a launcher starts; with Horovod's own, on so many.
 ranks = $(job_environment) timeout --foreground --kill-after=30 900 $(1) \
     $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread

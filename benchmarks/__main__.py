@@ -51,7 +51,12 @@ def run(name: str, count: str, *options: str, job: bool = False) -> None:
     horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", count]
     rows = RESULTS / f"{name}-{int(count):02}.jsonl"
     script = [sys.executable, str(HERE / f"{name}.py"), *options, "--json", str(rows)]
-    environment = {"OMP_NUM_THREADS": "1" if job else count, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    threads = "1" if job else count
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
     print(f"{name} {'of ranks' if job else 'with threads'}: {count} ...", end=" ", flush=True)
     start = time.monotonic()
     subprocess.run(

@@ -104,12 +104,18 @@ def test_examples_in_docstrings(module):
 
 
 ONE_PROCESS = """
-import warnings
+import os, warnings
 import numpy as np, tensorflow as tf, keras
 import horovod_detox.tensorflow as hvd
 import horovod_detox.keras as hvdk
 
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+tf.config.threading.set_intra_op_parallelism_threads(50)
+before = threads()
 hvd.init()
+assert threads() - before > 40, "the script's threads"
 assert (hvd.group(), hvd.group_rank(), hvd.group_size(), hvd.num_groups()) == (0, 0, 1, 1)
 hvd.seed_group(7)
 assert [int(i) for i in hvd.shard(tf.data.Dataset.range(3))] == [0, 1, 2]

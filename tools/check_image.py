@@ -224,6 +224,7 @@ def distributed_tests(hosts: Hosts) -> None:
             "tests",
             *("sh", "-c", f"cd {HOME}/test && exec {shlex.join(command)}"),
             OMP_NUM_THREADS="1",
+            TF_NUM_INTRAOP_THREADS="1",
             TF_CPP_MIN_LOG_LEVEL="2",
             TF_ENABLE_ONEDNN_OPTS="0",
         )

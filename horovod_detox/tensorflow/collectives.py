@@ -146,7 +146,9 @@ class _Graph:
     """All operations of this process, each built once, and the session that runs them.
 
     The session has threads of its own. So an exchange inside `tf.numpy_function` cannot wait for
-    the thread that it keeps busy, however few threads TensorFlow has.
+    the thread that it keeps busy, however few threads TensorFlow has. The threads inside of
+    operations are shared by all sessions of a process, and the first says how many: as many as the
+    script asked for before `hvd.init()`.
     """
 
     def __init__(self) -> None:
@@ -155,7 +157,7 @@ class _Graph:
             graph=self._graph,
             config=tf.compat.v1.ConfigProto(
                 inter_op_parallelism_threads=1,
-                intra_op_parallelism_threads=1,
+                intra_op_parallelism_threads=tf.config.threading.get_intra_op_parallelism_threads(),
                 use_per_session_threads=True,
                 device_count={"GPU": 0},
             ),
