@@ -108,7 +108,7 @@ mpi-job: $(installed)
 check-nccl:
 	@$(PYTHON) tools/build_horovod.py --prepare
 	@[ -x .venv-nccl/bin/python ] || $(PYTHON) -m venv .venv-nccl
-	.venv-nccl/bin/python -m pip install --quiet torch==$(NCCL_TORCH)
+	.venv-nccl/bin/python -m pip install --quiet numpy torch==$(NCCL_TORCH)
 	.venv-nccl/bin/python tools/build_horovod.py --nccl
 	.venv-nccl/bin/python tools/check_nccl.py
 
