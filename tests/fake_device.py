@@ -19,10 +19,10 @@ class DeviceTensor(torch.Tensor):
     """A tensor on the fake device.
 
     Attributes:
-        inner: its values.
+        on_cpu: its values.
     """
 
-    inner: torch.Tensor
+    on_cpu: torch.Tensor
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> "DeviceTensor":
@@ -34,7 +34,7 @@ class DeviceTensor(torch.Tensor):
             dtype=values.dtype,
             device=DEVICE,
         )
-        tensor.inner = values
+        tensor.on_cpu = values
         return tensor
 
     @classmethod
@@ -58,7 +58,7 @@ class FakeDevice(TorchDispatchMode):
         given: list[torch.Tensor] = []
         arguments = [_values(argument, given) for argument in args]
         options = {name: _values(option, given) for name, option in kwargs.items()}
-        ours = {id(t.inner): t for t in given if isinstance(t, DeviceTensor)}
+        ours = {id(t.on_cpu): t for t in given if isinstance(t, DeviceTensor)}
         device, kind = kwargs.get("device"), func.overloadpacket
         stays = bool(ours) if device is None else torch.device(device) == DEVICE
         if device is not None:
@@ -92,7 +92,7 @@ def _values(argument: Any, given: list[torch.Tensor]) -> Any:
     if not isinstance(argument, torch.Tensor):
         return argument
     given.append(argument)
-    return argument.inner if isinstance(argument, DeviceTensor) else argument
+    return argument.on_cpu if isinstance(argument, DeviceTensor) else argument
 
 
 def _wrap(result: Any, ours: dict[int, DeviceTensor]) -> Any:

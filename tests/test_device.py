@@ -71,7 +71,7 @@ def train(
                 packing.unpack(outcome.update)
         gradients = [parameter.grad for parameter in model]
         if on_device:
-            gradients = [gradient.inner for gradient in gradients]
+            gradients = [gradient.on_cpu for gradient in gradients]
         return [g.numpy() for g in gradients], engine.ledger.report(), device.bytes_to_host
 
     return InProcessCluster(ranks).run(program)
