@@ -59,7 +59,7 @@ help:
 	@echo "make lint     check style and types"
 	@echo "make format   rewrite the code in the project's style"
 	@echo "make image    build the image for clusters with docker, podman or buildah"
-	@echo "make image-test  build it and run jobs in it, on hosts made of it, too (15 minutes and more)"
+	@echo "make image-test  build it and run jobs in it, on hosts made of it, too (25 minutes)"
 	@echo "make clean    remove $(venv) and what tests leave behind"
 
 setup: $(installed)
