@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=3)
     parser.add_argument("--outer", default="median")
     parser.add_argument("--witnesses", type=int, default=0, help="of the exchange sharded")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="of the exchange sharded")
     parser.add_argument("--overlap-bytes", type=int, default=Detox().overlap_bytes)
     parser.add_argument("--json", type=Path, help="append the results to this file")
     args = parser.parse_args()
@@ -79,13 +80,14 @@ def measure(exchange: str, size: int, args: argparse.Namespace) -> list[dict[str
 
 def detox_of(exchange: str, args: argparse.Namespace) -> Detox:
     """Return the settings of a job with this exchange."""
-    witnesses = args.witnesses if exchange == "sharded" else 0
+    is_sharded = exchange == "sharded"
     return Detox(
         args.group_size,
         outer=args.outer,
         exchange=exchange,
         overlap_bytes=args.overlap_bytes,
-        witnesses=witnesses,
+        tolerance=args.tolerance if is_sharded else 0.0,
+        witnesses=args.witnesses if is_sharded else 0,
     )
 
 
