@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from horovod_detox import kernels
+from horovod_detox.cli import REMEDIES
 from horovod_detox.config import Detox
 
 FRAMEWORKS = {"torch": "pytorch", "tensorflow": "tensorflow"}
 """The frameworks, and what Horovod's metadata.json calls them."""
 
-BUILD = "python tools/build_horovod.py, in a checkout of horovod_detox"
+BUILD = REMEDIES["horovod"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
+from horovod_detox.cli import BAD_INPUT
 from horovod_detox.exchange.facts import share
 from horovod_detox.groups import Groups
 from horovod_detox.installation import FRAMEWORKS, examine, frameworks_of, horovod_metadata
@@ -20,7 +21,6 @@ RANKS = {"HOROVOD_RANK": "HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_RANK": "OMPI_COM
 """The variables in which launchers say which rank a process is, of the job and of its host."""
 GRACE_SECONDS = 3.0
 FAILED = 1
-BAD_INPUT = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from horovod_detox.cli import REMEDIES
 from horovod_detox.script.job import Job
 from horovod_detox.script.speech import refuse
 
@@ -18,7 +19,7 @@ FRONTENDS = {
 }
 """Horovod's frontends for each framework; ours have the same names in `horovod_detox`."""
 
-BUILD = "python tools/build_horovod.py, in a checkout of horovod_detox, builds it"
+BUILD = f"{REMEDIES['horovod']}, builds it"
 
 
 class Finder(MetaPathFinder):

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from horovod_detox import attacks
+from horovod_detox.cli import BAD_INPUT
 from horovod_detox.config import PREFIX, Detox
 from horovod_detox.script.arguments import Arguments, parse
 from horovod_detox.script.imports import BUILD, Finder
 from horovod_detox.script.job import Job
-from horovod_detox.script.speech import BAD_INPUT, rank, refuse, say
+from horovod_detox.script.speech import rank, refuse, say
 
 LAUNCHER = (__file__, str(Path(__file__).parents[1] / "__main__.py"), "<frozen runpy>")
 """Files of which there are frames above those of the script."""

@@ -5,7 +5,8 @@ import sys
 import time
 from typing import NoReturn
 
-BAD_INPUT = 2
+from horovod_detox.cli import BAD_INPUT
+
 RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 PATIENCE = 10.0
 """Seconds until a rank other than 0 speaks: by then its launcher has ended it, if rank 0 spoke."""
