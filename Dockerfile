@@ -69,7 +69,7 @@ RUN --mount=type=bind,from=build,source=/horovod,target=/horovod \
 # Layers keep whole seconds, and Numba compiles again what is not exactly as old as it was.
 RUN --mount=type=bind,from=build,source=/package,target=/package \
     pip install --no-cache-dir --no-index /package/*.whl \
-    && touch --date="@$(date +%s)" /opt/venv/lib/python3*/site-packages/horovod_detox/*.py
+    && touch --date="@$(date +%s)" /opt/venv/lib/python3*/site-packages/horovod_detox/arrays/*.py
 # ssh refuses files that others may write to, as those of some checkouts.
 COPY --chmod=644 tools/image/ssh_config /etc/ssh/ssh_config.d/horovod.conf
 COPY --chmod=644 tools/image/sshd_config /etc/ssh/sshd_config_horovod
@@ -77,7 +77,7 @@ COPY --chmod=755 tools/image/ssh-server /usr/local/bin/
 
 USER ${USER_ID}
 WORKDIR /home/horovod
-RUN python -c 'from horovod_detox import kernels; kernels.prepare()'
+RUN python -c 'from horovod_detox.arrays import host_kernels; host_kernels.prepare()'
 COPY examples examples
 
 EXPOSE 2222

@@ -70,9 +70,9 @@ $(installed): pyproject.toml setup.py $(wildcard tools/*.py tools/cmake/*.cmake)
 	@$(PYTHON) $(build_horovod) --prepare
 	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
 	@echo "Installing $(requirements) and the rest into $(venv)"
-	@$(pip) install --quiet $(requirements) --editable '.[lab,test]'
+	@$(pip) install --quiet $(requirements) --editable '.[lab,measuring,test]'
 	@$(venv)/bin/python $(build_horovod)
-	@$(venv)/bin/python -c 'from horovod_detox import kernels; kernels.prepare()'
+	@$(venv)/bin/python -c 'from horovod_detox.arrays import host_kernels; host_kernels.prepare()'
 	@rm -f $(venv)/installed-*
 	@touch $@
 
@@ -83,7 +83,7 @@ demo-tf: $(installed)
 	@$(call show,examples/tf/digits.py)
 
 bench: $(installed)
-	timeout --foreground --kill-after=30 3600 $(venv)/bin/python benchmarks $(BENCH)
+	timeout --foreground --kill-after=30 3600 $(venv)/bin/python -m benchmarks $(BENCH)
 
 test: $(installed)
 	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest

@@ -1,4 +1,4 @@
-"""Run all benchmarks and write docs/benchmarks.md with its figures: python benchmarks
+"""Run all benchmarks and write docs/benchmarks.md with its figures: python -m benchmarks
 
 The measured rows are kept in build/benchmarks, so that parts can be run one by one.
 """
@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from document import write
+from benchmarks.document import write
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "build" / "benchmarks"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "build" / "benchmarks"
 PARTS = ("exchange", "training", "aggregators")
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     add("--rule-sizes", nargs="+", help="floats of the rules; default: 1 and 11 million")
     add("--threads", nargs="+", default=["1", "2"], help="of the rules")
     add("--repeats", type=int, help="rounds of everything; default: each part's own")
-    add("--output", type=Path, default=HERE.parent / "docs", help="folder; default: docs")
+    add("--output", type=Path, default=ROOT / "docs", help="folder; default: docs")
     args = parser.parse_args()
 
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def run(name: str, count: str, *options: str, job: bool = False) -> None:
     """Run one benchmark, as a job of `count` ranks or in one process with `count` threads."""
     horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", count]
     rows = RESULTS / f"{name}-{int(count):02}.jsonl"
-    script = [sys.executable, str(HERE / f"{name}.py"), *options, "--json", str(rows)]
+    program = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(rows)]
     threads = "1" if job else count
     environment = {
         "OMP_NUM_THREADS": threads,
@@ -60,7 +60,10 @@ def run(name: str, count: str, *options: str, job: bool = False) -> None:
     print(f"{name} {'of ranks' if job else 'with threads'}: {count} ...", end=" ", flush=True)
     start = time.monotonic()
     subprocess.run(
-        [*(horovodrun if job else ()), *script], env=os.environ | environment, check=True
+        [*(horovodrun if job else ()), *program],
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=True,
     )
     print(f"{time.monotonic() - start:.0f} s", flush=True)
 

@@ -1,6 +1,6 @@
 """Time every aggregation rule against plain versions of it, in turn in one process.
 
-python benchmarks/aggregators.py --threads 2
+python -m benchmarks.aggregators --threads 2
 """
 
 import argparse
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from horovod_detox.aggregators import AGGREGATORS, Aggregator, by_name
-from horovod_detox.lab.clock import Clock, Operation
-from horovod_detox.lab.tables import report
+from measuring.clock import Clock, Operation
+from measuring.tables import report
 
 PARAMETERS = {"centered_clipping": "(radius=1000.0)"}
 CHECKED = 10_000

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from plots import plot_exchange, plot_rules
-
-from horovod_detox.lab import machine
-from horovod_detox.lab.tables import Row, load, pivot
+from benchmarks.plots import plot_exchange, plot_rules
+from measuring import machine
+from measuring.tables import Row, load, pivot
 
 JOB = "all ranks on this machine, over Gloo (TCP, loopback), one thread per rank"
 

@@ -1,6 +1,6 @@
 """Time the exchanges against Horovod's allreduce of as many floats, in turn in one job.
 
-horovodrun -np 6 --gloo python benchmarks/exchange.py
+horovodrun -np 6 --gloo python -m benchmarks.exchange
 
 Gradients of normally distributed numbers, shifted by the index of the group. Either nobody lies;
 or one rank of every group always does, so that it is not relied upon any more; or it does for the
@@ -14,26 +14,26 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import job
 import numpy as np
 import torch
-from memory import peak_growth, settle
 
 import horovod_detox.torch as hvd
+from benchmarks import job
+from benchmarks.memory import peak_growth, settle
 from horovod_detox import Detox
 from horovod_detox.aggregators import by_name
 from horovod_detox.exchange import EXCHANGES
-from horovod_detox.faults import Event
-from horovod_detox.lab.clock import Operation
-from horovod_detox.lab.traffic import Counter
 from horovod_detox.torch.context import context
+from horovod_detox.vote.ledger import Event
+from measuring.clock import Operation
+from measuring.traffic import Traffic
 
 NOBODY, PERSISTENT, FIRST_TIME = LIARS = ("no liar", "persistent liar", "first-time liar")
 FLOAT = 4
 MEASURABLE = 10**6
 """The memory for fewer floats drowns in other things, and their times vary more."""
 
-counter = Counter()
+counter = Traffic()
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Time a step of the TensorFlow frontend against one of PyTorch's, in turn in one job.
 
-horovodrun -np 6 --gloo python benchmarks/frontends.py
+horovodrun -np 6 --gloo python -m benchmarks.frontends
 """
 
 import argparse
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import job
 import keras
 import tensorflow as tf
 import torch
 
 import horovod_detox.tensorflow
 import horovod_detox.torch as hvd
+from benchmarks import job
 from horovod_detox import Detox
-from horovod_detox.lab.clock import Operation
+from measuring.clock import Operation
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 import horovod_detox.torch as hvd
-from horovod_detox.lab.clock import Clock
-from horovod_detox.lab.tables import report
+from measuring.clock import Clock
+from measuring.tables import report
 
 
 def clock(repeats: int, limit: float = float("inf")) -> Clock:

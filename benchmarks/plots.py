@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib import pyplot
 
-from horovod_detox.lab.figures import save
-from horovod_detox.lab.tables import Row
+from measuring.figures import save
+from measuring.tables import Row
 
 STYLES = {"no liar": "-", "persistent liar": "--", "first-time liar": ":"}
 COLOURS = {"sharded": "tab:blue", "leaders": "tab:orange"}

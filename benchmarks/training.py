@@ -1,6 +1,6 @@
 """Time steps of ResNet-18 with Horovod's optimizer, with ours and with neither, in turn in one job.
 
-horovodrun -np 6 --gloo python benchmarks/training.py
+horovodrun -np 6 --gloo python -m benchmarks.training
 
 Every rank computes as many images with all of them; with ours, those of its group.
 """
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import horovod.torch as horovod
-import job
 import torch
 
 import horovod_detox.torch as hvd
+from benchmarks import job
 from horovod_detox import Detox
-from horovod_detox.lab.clock import Operation
 from horovod_detox.lab.models import resnet18
+from measuring.clock import Operation
 
 OPTIMIZERS = {
     "none": lambda optimizer, model: optimizer,

@@ -15,8 +15,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from horovod_detox import attacks
-from horovod_detox.attacks import Attack, Drill
-from horovod_detox.groups import Groups
+from horovod_detox.attacks import Attack, FaultyRank
+from horovod_detox.vote.groups import Groups
 
 VARIABLE = "HOROVOD_DETOX_ATTACK"
 DEMO_ATTACK = "reverse(scale=100)@4,5"
@@ -114,8 +114,8 @@ class Job:
         attack = self.attack_of(args)
         if attack is None:
             return lambda labels: labels
-        drill, steps = Drill(attack, self._hvd.rank(), self.groups()), count()
-        return lambda labels: drill.labels(next(steps), labels)
+        liar, steps = FaultyRank(attack, self._hvd.rank(), self.groups()), count()
+        return lambda labels: liar.labels(next(steps), labels)
 
     def groups(self) -> Groups:
         """Gather which ranks are in which group."""

@@ -1,4 +1,4 @@
-"""Run a named experiment: python experiments cost
+"""Run a named experiment: python -m experiments cost
 
 Its rows are kept as docs/results/<name>.jsonl, below a first line that tells what was run; from
 them its page docs/results/<name>.md and the figures are drawn, again with --draw-only.
@@ -15,16 +15,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-import cost
-import figure1
-import figure2
-import grid
-import momentum
 import torch
-import variance
 
-from horovod_detox.lab import machine
-from horovod_detox.lab.tables import Row, load, report
+from experiments import cost, figure1, figure2, grid, momentum, variance
+from measuring import machine
+from measuring.tables import Row, load, report
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -75,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     experiment, rows = EXPERIMENTS[args.name], args.output / f"{args.name}.jsonl"
     if not args.draw_only:
-        record(experiment, args, rows, shlex.join(["python", "experiments", *arguments]))
+        record(experiment, args, rows, shlex.join(["python", "-m", "experiments", *arguments]))
     if not rows.exists():
         sys.exit(f"{rows} does not exist: measure first, without --draw-only")
     write(args.name, experiment, rows)
@@ -83,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parser() -> Parser:
     """Return the parser: one command for each experiment, with its own flags."""
-    found = Parser("python experiments", description=(__doc__ or "").split("\n")[0])
+    found = Parser("python -m experiments", description=(__doc__ or "").split("\n")[0])
     commands = found.add_subparsers(dest="name", required=True, metavar="experiment")
     for name, experiment in EXPERIMENTS.items():
         command = commands.add_parser(name, help=title(experiment))
@@ -124,8 +119,8 @@ def write(name: str, experiment: Experiment, path: Path) -> None:
     run, *rows = load([path])
     page = f"# {title(experiment)}\n\n{experiment.draw(rows, path.parent).rstrip()}\n\n"
     page += f"## What was run\n\n`{run['command']}`, on\n\n{run['machine']}\n"
-    page += f"The rows: [{path.name}]({path.name}); `python experiments {name} --draw-only` draws "
-    page += "them again.\n"
+    redraw = f"`python -m experiments {name} --draw-only`"
+    page += f"The rows: [{path.name}]({path.name}); {redraw} draws them again.\n"
     path.with_suffix(".md").write_text(page)
 
 

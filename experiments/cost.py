@@ -11,23 +11,24 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cost_page import draw
 
+from experiments.cost_page import draw
 from horovod_detox import Detox
 from horovod_detox.aggregators import Aggregator, by_name, finite_rows
 from horovod_detox.config import Plan
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.aggregation import Columns, aggregate_votes, examine, non_finite_votes
-from horovod_detox.exchange.collectives import Collectives, InProcessCluster
-from horovod_detox.exchange.outcome import AT_FIRST, rule_for
+from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.fingerprint import fingerprint, slice_bounds
-from horovod_detox.groups import form_groups
-from horovod_detox.lab.clock import Clock, Operation
-from horovod_detox.lab.tables import Row
-from horovod_detox.lab.traffic import Counter
-from horovod_detox.layout import Layout
-from horovod_detox.vote import Verdict, judge
+from horovod_detox.exchange.step import AT_FIRST, rule_for
+from horovod_detox.packing.layout import Layout
+from horovod_detox.vote.fingerprint import fingerprint, slice_bounds
+from horovod_detox.vote.groups import form_groups
+from horovod_detox.vote.majority import Verdict, judge
+from measuring.clock import Clock, Operation
+from measuring.tables import Row
+from measuring.traffic import Traffic
 
 __all__ = ["draw", "flags", "measure"]
 
@@ -144,7 +145,7 @@ class OneMachine:
 
     def detox(self, plan: Plan) -> None:
         """Vote on all copies and aggregate the votes."""
-        aggregate_copies(plan, self._gradients.layout, self._gradients.copies)
+        aggregate_copies(plan, self._gradients.layout.buffers, self._gradients.copies)
 
     def vote(self) -> None:
         """Vote on all copies."""
@@ -206,7 +207,7 @@ def sent_bytes(plan: Plan, floats: int) -> list[float]:
     layout = Layout((("gradient", (floats,), "float32"),))
 
     def program(collectives: Collectives) -> float:
-        counter = Counter()
+        counter = Traffic()
         engine = Engine(plan, counter.wrap(lambda: collectives)())
         engine.exchange(np.zeros(layout.words, np.int64), layout)
         return counter.sent

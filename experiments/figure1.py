@@ -8,12 +8,11 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
-from figure1_page import draw
-from step_time import step_times
-from training import PLAIN_OF, Training, describe, prepared, train_all
-from training import flags as training_flags
-
-from horovod_detox.lab.tables import Row
+from experiments.figure1_page import draw
+from experiments.step_time import step_times
+from experiments.training import PLAIN_OF, Training, describe, prepared, train_all
+from experiments.training import flags as training_flags
+from measuring.tables import Row
 
 __all__ = ["draw", "flags", "measure"]
 

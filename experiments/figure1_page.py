@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from results import (
+from experiments.results import (
     accuracy,
     captured,
     curve,
@@ -18,9 +18,8 @@ from results import (
     split,
     unchanged,
 )
-from training import PLAIN_OF
-
-from horovod_detox.lab.tables import Row, bullets, pivot
+from experiments.training import PLAIN_OF
+from measuring.tables import Row, bullets, pivot
 
 BATCHES = ("equal batch", "equal work")
 MARGIN = 0.01

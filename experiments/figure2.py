@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib import pyplot
-from results import (
+
+from experiments.results import (
     accuracy,
     captured,
     curve,
@@ -19,11 +20,10 @@ from results import (
     split,
     unchanged,
 )
-from training import PLAIN_OF, Training, describe, train_all
-from training import flags as training_flags
-
-from horovod_detox.lab.figures import save
-from horovod_detox.lab.tables import Row, bullets, pivot
+from experiments.training import PLAIN_OF, Training, describe, train_all
+from experiments.training import flags as training_flags
+from measuring.figures import save
+from measuring.tables import Row, bullets, pivot
 
 ATTACKS = {
     "none": None,

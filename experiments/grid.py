@@ -3,12 +3,11 @@
 import argparse
 from collections.abc import Iterator
 
-from grid_page import draw
-from training import Training, describe, prepared, train_all
-from training import flags as training_flags
-
+from experiments.grid_page import draw
+from experiments.training import Training, describe, prepared, train_all
+from experiments.training import flags as training_flags
 from horovod_detox.lab.run import METHODS
-from horovod_detox.lab.tables import Row
+from measuring.tables import Row
 
 __all__ = ["draw", "flags", "measure"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from results import accuracy, captured, faulty_ranks, percent, setup, split, unchanged
-from training import PLAIN_OF, prepared
 
-from horovod_detox.lab.figures import save
-from horovod_detox.lab.tables import Row, bullets, markdown
+from experiments.results import accuracy, captured, faulty_ranks, percent, setup, split, unchanged
+from experiments.training import PLAIN_OF, prepared
+from measuring.figures import save
+from measuring.tables import Row, bullets, markdown
 
 LOST = 0.05
 """A cell is called lost when so much of the accuracy without an attack is missing."""

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from results import (
+from experiments.results import (
     accuracy,
     curve,
     hiding_name,
@@ -20,10 +20,9 @@ from results import (
     setup,
     split,
 )
-from training import PLAIN_OF, Training, describe, prepared, train_all
-from training import flags as training_flags
-
-from horovod_detox.lab.tables import Row, bullets, pivot
+from experiments.training import PLAIN_OF, Training, describe, prepared, train_all
+from experiments.training import flags as training_flags
+from measuring.tables import Row, bullets, pivot
 
 METHODS_SHOWN = ("median", "multi_krum", "bulyan", "detox_median", "detox_bulyan")
 ATTACKS = {

@@ -7,13 +7,13 @@ from typing import Any
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from training import PLAIN_OF
 
+from experiments.training import PLAIN_OF
 from horovod_detox.attacks.placement import parse_placement, place
-from horovod_detox.groups import form_groups
-from horovod_detox.lab.figures import save
 from horovod_detox.lab.run import METHODS
-from horovod_detox.lab.tables import Row
+from horovod_detox.vote.groups import form_groups
+from measuring.figures import save
+from measuring.tables import Row
 
 CurveOf = Callable[[str, str | None], tuple[Sequence[float], Sequence[float]]]
 

@@ -17,7 +17,7 @@ from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.lab.datasets import CLASSES, train_and_test
 from horovod_detox.lab.models import MODELS
 from horovod_detox.lab.run import Run
-from horovod_detox.layout import Layout
+from horovod_detox.packing.layout import Layout
 
 ROUNDS = 15
 
@@ -77,7 +77,7 @@ def aggregation(run: Run, plan: Plan) -> Action:
         return partial(plan.rule, distinct)
     layout = Layout((("gradient", (d,), "float32"),))
     copies = [layout.pack([distinct[groups.of(rank)]]) for rank in range(run.ranks)]
-    return partial(aggregate_copies, plan, layout, copies)
+    return partial(aggregate_copies, plan, layout.buffers, copies)
 
 
 def _model(run: Run) -> torch.nn.Module:

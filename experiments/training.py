@@ -17,7 +17,7 @@ from horovod_detox.lab.datasets import CLASSES, download, locate
 from horovod_detox.lab.journal import Journal, train
 from horovod_detox.lab.models import MODEL_OF, MODELS
 from horovod_detox.lab.run import CHOICES, METHODS, Run, read
-from horovod_detox.lab.tables import Row
+from measuring.tables import Row
 
 LEARNING_RATES = {"digits": 0.2, "fashion_mnist": 0.05, "cifar10": 0.1, "cifar100": 0.1}
 SIGN_LEARNING_RATES = {

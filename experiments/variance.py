@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from variance_page import draw
 
+from experiments.variance_page import draw
 from horovod_detox.aggregators import by_name
 from horovod_detox.lab import datasets
 from horovod_detox.lab.models import MODEL_OF, MODELS
-from horovod_detox.lab.tables import Row
+from measuring.tables import Row
 
 __all__ = ["draw", "flags", "measure"]
 

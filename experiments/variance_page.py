@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot
 
-from horovod_detox.lab.figures import save
-from horovod_detox.lab.tables import Row, bullets, pivot
+from measuring.figures import save
+from measuring.tables import Row, bullets, pivot
 
 RESAMPLES = 2000
 ESTIMATES = {"mean": "mean of the votes", "vote": "a single vote", "median": "median of the votes"}

@@ -2,7 +2,7 @@
 
 import sys
 
-from horovod_detox.script.launch import main
+from horovod_detox.launcher.launch import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,15 +1,15 @@
 """The settings of a job and what they mean for its ranks."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
 from horovod_detox.aggregators import Aggregator, Hierarchy, SignMajority, by_name
-from horovod_detox.groups import PLACEMENTS, Groups, form_groups, most_witnesses
+from horovod_detox.exchange import EXCHANGES
+from horovod_detox.vote.groups import PLACEMENTS, Groups, form_groups, most_witnesses
 
-EXCHANGES = ("sharded", "gathered", "leaders")
 PREFIX = "HOROVOD_DETOX_"
 OTHER_VARIABLES = {PREFIX + "ATTACK", PREFIX + "CACHE"}
 
@@ -167,6 +167,14 @@ class Detox:
         rule.check(k)
         return rule
 
+    def objection(self, groups: Groups) -> str:
+        """Return why the aggregators do not fit these groups, in their words; empty if they do."""
+        try:
+            self.fit(groups)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def describe(self) -> dict[str, str]:
         """Return every field as text, to compare settings between ranks."""
         return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
@@ -176,22 +184,15 @@ class Detox:
         fits = {}
         for r in range(1, world_size + 1):
             groups = form_groups(world_size, r)
-            qs = [q for q in range(world_size) if self._stands(groups, q)]
+            qs = [
+                q for q in range(world_size) if not replace(self, num_byzantine=q).objection(groups)
+            ]
             if qs and len(groups) > 1:
                 fits[r] = max(qs)
         if not fits:
             return f"No group_size fits {world_size} ranks: choose another aggregator"
         settings = ", ".join(f"group_size={r} with num_byzantine<={q}" for r, q in fits.items())
         return f"What fits {world_size} ranks: {settings}"
-
-    def _stands(self, groups: Groups, num_byzantine: int) -> bool:
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        settings["num_byzantine"] = num_byzantine
-        try:
-            Detox(**settings).fit(groups)
-        except ValueError:
-            return False
-        return True
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,16 @@ class Plan:
     config: Detox
     groups: Groups
     rule: Hierarchy
+
+    @property
+    def tolerance(self) -> float:
+        """Return how close copies of a group must be; 0: equal."""
+        return self.config.tolerance
+
+    @property
+    def witnesses(self) -> int:
+        """Return w, how many ranks repeat what an owner computes."""
+        return self.config.witnesses
 
     def check_signs(self) -> None:
         """Check that the rule works on signs, of which only the majority can be taken.
@@ -260,7 +271,7 @@ def _check_share(field: str, value: Any) -> None:
         raise ValueError(f"{field} = {value!r}: it must be at least 0 and less than 1")
 
 
-def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(field: str, value: Any, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{field} = {value!r}: it must be one of {', '.join(choices)}")
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from horovod_detox.arrays import namespace, view
+from horovod_detox.arrays.namespaces import Words, namespace, view
 from horovod_detox.config import Plan
-from horovod_detox.exchange.momentum import Means, Momentum
-from horovod_detox.exchange.outcome import Memory, Outcome
-from horovod_detox.faults import Ledger
-from horovod_detox.layout import Layout
+from horovod_detox.exchange.momentum import Means, Momentum, updated
+from horovod_detox.exchange.step import Memory, Outcome
+from horovod_detox.packing.layout import Layout
+from horovod_detox.vote.ledger import Ledger
 
 DISTRUSTED_STEPS = 1000
 """A rank that dissented is not relied upon for so many steps."""
@@ -31,9 +31,8 @@ class History:
         self.ledger = ledger or Ledger(plan.groups)
         self.step = 0
         self._layout: Layout | None = None
-        self._previous: Any | None = None
+        self._previous: Words | None = None
         self._means: Means = {}
-        self._momentum: Momentum | None = None  # of the exchange under way
         self._last_dissent: dict[int, int] = {}
 
     def plan_now(self) -> Plan:
@@ -54,8 +53,8 @@ class History:
         if layout != self._layout:
             previous, means = None, {}
         beta = self.plan.config.momentum
-        self._momentum = Momentum(beta, means, (0, layout.words)) if beta else None
-        return Memory(previous, distrusted, self._momentum)
+        momentum = Momentum(beta, means, (0, layout.words)) if beta else None
+        return Memory(previous, distrusted, momentum)
 
     def record(self, outcome: Outcome, layout: Layout) -> Outcome:
         """Take down the outcome of the exchange that was given the latest `memory`.
@@ -69,9 +68,8 @@ class History:
             self._layout, self._previous, self._means = layout, None, {}
         if outcome.is_finite and self.plan.rule.uses_previous:
             self._previous = namespace(outcome.update).copy(outcome.update)
-        if outcome.is_finite and self._momentum is not None:
-            self._means = self._momentum.after()
-        self._momentum = None
+        if outcome.is_finite:
+            self._means = updated(self._means, outcome.means)
         self.step += 1
         return outcome
 
@@ -97,4 +95,3 @@ class History:
             words: {group: view(mean) for group, mean in means.items()}
             for words, means in state["means"].items()
         }
-        self._momentum = None

@@ -5,8 +5,8 @@ import pytest
 
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
-from horovod_detox.exchange.collectives import InProcessCluster
-from horovod_detox.layout import Layout
+from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.packing.layout import Layout
 
 
 def layout_of(*arrays: np.ndarray) -> Layout:

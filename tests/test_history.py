@@ -6,8 +6,8 @@ import pytest
 from horovod_detox import Detox
 from horovod_detox.aggregators import CenteredClipping
 from horovod_detox.exchange import reference
-from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.reference import aggregate_copies
+from horovod_detox.exchange.step import NoMajority
 from horovod_detox.history import DISTRUSTED_STEPS, History
 from tests.cluster import layout_of
 
@@ -16,7 +16,7 @@ def step(history, copies):
     """Exchange the buffers of all ranks, one of each; return the update."""
     layout = layout_of(copies[0])
     words = [layout.pack([copy]) for copy in copies]
-    outcome = aggregate_copies(history.plan_now(), layout, words, history.memory(layout))
+    outcome = aggregate_copies(history.plan_now(), layout.buffers, words, history.memory(layout))
     return layout.typed(history.record(outcome, layout).update)[0]
 
 
@@ -60,6 +60,6 @@ def test_a_copy_that_several_ranks_share_is_looked_at_once(monkeypatch):
     honest = [layout.pack([np.full(2, float(group))]) for group in range(2)]
     words = [honest[history.plan.groups.of(rank)] for rank in range(6)]
     words[4] = layout.pack([np.full(2, 7.0)])
-    outcome = aggregate_copies(history.plan, layout, words)
+    outcome = aggregate_copies(history.plan, layout.buffers, words)
     assert len(seen) == 3
     assert outcome.verdict.dissenters == (4,)

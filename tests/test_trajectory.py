@@ -16,8 +16,8 @@ from horovod_detox.attacks import ATTACKS, Attack, Reverse, by_name
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
-from horovod_detox.exchange.collectives import InProcessCluster
-from horovod_detox.layout import Layout
+from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.packing.layout import Layout
 
 RANKS, STEPS, WIDTH = 9, 8, 6
 LIARS = (1, 3, 8)  # one in each of the groups (0, 3, 6), (1, 4, 7), (2, 5, 8)

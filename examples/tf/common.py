@@ -11,8 +11,8 @@ import tensorflow as tf
 import xxhash
 
 import horovod_detox.tensorflow as hvd
-from horovod_detox.attacks import Attack, Drill
-from horovod_detox.groups import Groups
+from horovod_detox.attacks import Attack, FaultyRank
+from horovod_detox.vote.groups import Groups
 
 sys.path.append(str(Path(__file__).parents[1]))  # for what the examples of all frameworks share
 from comparison import Job, Run, flags
@@ -31,18 +31,18 @@ def plain_average(
     if attack is not None:
         if attack.omniscient:
             sys.exit(f"{type(attack).__name__} must see all gradients: plain Horovod shows it none")
-        gradients = [_lie(gradient, Drill(attack, rank, groups)) for gradient in gradients]
+        gradients = [_lie(gradient, FaultyRank(attack, rank, groups)) for gradient in gradients]
     return [
         horovod.tensorflow.allreduce(gradient, name=f"gradient.{i}", op=hvd.Average)
         for i, gradient in enumerate(gradients)
     ]
 
 
-def _lie(gradient: Any, drill: Drill) -> Any:
+def _lie(gradient: Any, liar: FaultyRank) -> Any:
     steps = count()
 
     def corrupt(copy: Any) -> Any:
-        return drill.corrupt(next(steps), copy.flatten()).reshape(copy.shape)
+        return liar.corrupt(next(steps), copy.flatten()).reshape(copy.shape)
 
     lie: Any = tf.numpy_function(corrupt, [gradient], gradient.dtype)
     return tf.ensure_shape(lie, gradient.shape)

@@ -9,9 +9,9 @@ import torch
 import xxhash
 
 import horovod_detox.torch as hvd
-from horovod_detox.arrays import like, to_numpy
-from horovod_detox.attacks import Attack, Drill
-from horovod_detox.groups import Groups
+from horovod_detox.arrays.namespaces import like, to_numpy
+from horovod_detox.attacks import Attack, FaultyRank
+from horovod_detox.vote.groups import Groups
 
 sys.path.append(str(Path(__file__).parents[1]))  # for what the examples of all frameworks share
 from comparison import Job, Run, flags, verdict
@@ -32,14 +32,14 @@ def lie(
     if attack.omniscient:
         sys.exit(f"{type(attack).__name__} must see all gradients: plain Horovod shows it none")
     for parameter in parameters:
-        parameter.register_hook(_liar(Drill(attack, rank, groups)))
+        parameter.register_hook(_liar(FaultyRank(attack, rank, groups)))
 
 
-def _liar(drill: Drill) -> Callable[[torch.Tensor], torch.Tensor]:
+def _liar(liar: FaultyRank) -> Callable[[torch.Tensor], torch.Tensor]:
     steps = count()
 
     def corrupt(gradient: torch.Tensor) -> torch.Tensor:
-        copy = drill.corrupt(next(steps), to_numpy(gradient).flatten())
+        copy = liar.corrupt(next(steps), to_numpy(gradient).flatten())
         return like(gradient, copy).view_as(gradient)
 
     return corrupt

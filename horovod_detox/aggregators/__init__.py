@@ -8,7 +8,6 @@ from typing import Any
 from horovod_detox.aggregators.aggregator import Aggregator, TooFewVotes
 from horovod_detox.aggregators.chain import Chain
 from horovod_detox.aggregators.clipping import AdaptiveClipping, CenteredClipping, Clipping
-from horovod_detox.aggregators.columns import finite_rows
 from horovod_detox.aggregators.coordinate import (
     MeaMed,
     Mean,
@@ -24,7 +23,8 @@ from horovod_detox.aggregators.krum import Bulyan, Krum, MultiKrum
 from horovod_detox.aggregators.mixing import Bucketing, NearestNeighborMixing, PreAggregator
 from horovod_detox.aggregators.spectral import CAF, SMEA
 from horovod_detox.aggregators.subsets import CGE, FABA, MDA
-from horovod_detox.specs import build, parse, split
+from horovod_detox.arrays.blocks import finite_rows
+from horovod_detox.registry import build, parse, split
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "mean": Mean,

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from horovod_detox.aggregators.columns import Rows, by_block, finite_rows, weighted
 from horovod_detox.aggregators.gram import gram_matrix
-from horovod_detox.arrays import dtype_name, like, view
+from horovod_detox.arrays.blocks import Rows, by_block, finite_rows, weighted
+from horovod_detox.arrays.namespaces import dtype_name, like, view
 
 Gram = Callable[[Any, Any], np.ndarray]
 

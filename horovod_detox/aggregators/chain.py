@@ -6,10 +6,10 @@ from typing import Any, Self
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, TooFewVotes, combine_flags
-from horovod_detox.aggregators.columns import Rows
 from horovod_detox.aggregators.gram import compose
 from horovod_detox.aggregators.hierarchy import Hierarchy
 from horovod_detox.aggregators.mixing import PreAggregator
+from horovod_detox.arrays.blocks import Rows
 
 
 @dataclass(frozen=True)

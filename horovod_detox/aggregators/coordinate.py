@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator
-from horovod_detox.aggregators.columns import Rows, kernels, mean
+from horovod_detox.arrays.blocks import Rows, kernels, mean
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from horovod_detox.aggregators.columns import Rows, for_blocks, kernels, working_dtype
-from horovod_detox.arrays import namespace
+from horovod_detox.arrays.blocks import Rows, for_blocks, kernels, working_dtype
+from horovod_detox.arrays.namespaces import namespace
 
 _SPREAD = 2.0**16
 """Squared ratio of the farthest vote to the majority beyond which their mean is a bad centre."""

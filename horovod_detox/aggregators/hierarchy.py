@@ -6,11 +6,11 @@ from typing import Any, Self
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, Gram, TooFewVotes, combine_flags
-from horovod_detox.aggregators.columns import Rows, by_block, weighted, working_dtype
 from horovod_detox.aggregators.coordinate import Mean
 from horovod_detox.aggregators.gram import gram_matrix
 from horovod_detox.aggregators.mixing import PreAggregator
-from horovod_detox.arrays import dtype_name, namespace
+from horovod_detox.arrays.blocks import Rows, by_block, weighted, working_dtype
+from horovod_detox.arrays.namespaces import dtype_name, namespace
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, check_integer
-from horovod_detox.aggregators.columns import Rows, kernels, mean
 from horovod_detox.aggregators.coordinate import middle_ranks
 from horovod_detox.aggregators.gram import averaging, squared_distances
+from horovod_detox.arrays.blocks import Rows, kernels, mean
 
 
 @dataclass(frozen=True)

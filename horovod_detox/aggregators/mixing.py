@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, check_integer
-from horovod_detox.aggregators.columns import by_block, weighted
 from horovod_detox.aggregators.gram import squared_distances
+from horovod_detox.arrays.blocks import by_block, weighted
 
 
 @dataclass(frozen=True)

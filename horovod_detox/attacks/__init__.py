@@ -8,7 +8,7 @@ from typing import Any
 
 from horovod_detox.attacks.attack import Attack, Scene
 from horovod_detox.attacks.blind import Constant, Gaussian, Inf, NaN, Noise, Reverse, Stale, Zero
-from horovod_detox.attacks.drill import Drill
+from horovod_detox.attacks.faulty_rank import FaultyRank
 from horovod_detox.attacks.hardware import Bias, BitFlip, Random, Stride, Ulp, ZeroBlock
 from horovod_detox.attacks.labels import LabelFlip
 from horovod_detox.attacks.omniscient import (
@@ -18,7 +18,7 @@ from horovod_detox.attacks.omniscient import (
     OptimalALittleIsEnough,
     OptimalInnerProduct,
 )
-from horovod_detox.specs import build
+from horovod_detox.registry import build
 
 ATTACKS: dict[str, type[Attack]] = {
     "reverse": Reverse,
@@ -50,7 +50,7 @@ __all__ = [
     "Bias",
     "BitFlip",
     "Constant",
-    "Drill",
+    "FaultyRank",
     "Gaussian",
     "Inf",
     "InnerProduct",

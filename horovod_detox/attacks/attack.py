@@ -11,7 +11,7 @@ import numpy as np
 
 from horovod_detox.attacks.placement import parse_placement, place
 from horovod_detox.attacks.stream import stream
-from horovod_detox.groups import Groups
+from horovod_detox.vote.groups import Groups
 
 
 def widen(array: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from horovod_detox.attacks.attack import Attack, Scene, widen
-from horovod_detox.groups import Groups
+from horovod_detox.vote.groups import Groups
 
 
 @dataclass(frozen=True)

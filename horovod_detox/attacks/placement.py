@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 
 from horovod_detox.attacks.stream import stream
-from horovod_detox.groups import Groups
+from horovod_detox.vote.groups import Groups
 
 
 def parse_placement(text: str) -> tuple[str, int]:

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from horovod_detox.aggregators import Aggregator, finite_rows, gram_matrix
-from horovod_detox.aggregators.columns import Rows
+from horovod_detox.aggregators import Aggregator, gram_matrix
 from horovod_detox.aggregators.signs import sign_majority
-from horovod_detox.arrays import dtype_name, namespace, view
-from horovod_detox.config import Plan
-from horovod_detox.exchange.outcome import Memory
-from horovod_detox.fingerprint import fingerprint
-from horovod_detox.layout import Buffers
-from horovod_detox.vote import Verdict, judge_distances
+from horovod_detox.arrays.blocks import Rows, finite_rows
+from horovod_detox.arrays.namespaces import Copy, Vector, Words, dtype_name, namespace, view
+from horovod_detox.exchange.momentum import Means
+from horovod_detox.exchange.step import Memory, Plan
+from horovod_detox.packing.layout import Buffers
+from horovod_detox.vote.fingerprint import fingerprint
+from horovod_detox.vote.majority import Verdict, judge_distances
 
 
-def assemble(copies: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Any:
+def assemble(copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]) -> Words:
     """Return the vote whose slice i is that of `copies[i]`, each `(w,)` words."""
     if all(copy is copies[0] for copy in copies):
         return copies[0]
@@ -28,7 +28,7 @@ def assemble(copies: Sequence[Any], bounds: Sequence[tuple[int, int]]) -> Any:
     return vote
 
 
-def examine(buffers: Buffers, copy: Any, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+def examine(buffers: Buffers, copy: Copy, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return what a vote compares: fingerprint and finiteness of each slice, `(slices, 3)`."""
     finite: Any = True
     if not _is_finite(buffers, copy):
@@ -59,7 +59,7 @@ def decide(plan: Plan, of_slices: np.ndarray) -> tuple[Verdict, tuple[int, ...]]
         of_slices: `(slices, k, m, m)`, what `distances_in_groups` returned for each slice.
     """
     distances = add_up(of_slices)
-    verdict = judge_distances(plan.groups, distances, plan.config.tolerance)
+    verdict = judge_distances(plan.groups, distances, plan.tolerance)
     squares = distances.diagonal(axis1=1, axis2=2)  # of the lengths, (k, m)
     non_finite = tuple(
         group
@@ -82,19 +82,19 @@ class Columns:
     """
 
     buffers: Buffers
-    votes: Mapping[int, Any]
+    votes: Mapping[int, Words]
     memory: Memory
     bounds: Sequence[tuple[int, int]]
 
     @cached_property
-    def rows(self) -> list[Any]:
-        """Return what the rule is given: the votes' numbers, or running means, n times `(d,)`."""
+    def rows(self) -> Mapping[int, Vector]:
+        """Return what the rule is given, `(d,)` by group: the votes' numbers, or running means."""
         buffers, momentum = self.buffers.numbers, self.memory.momentum
         numbers = {group: _numbers(buffers, vote) for group, vote in self.votes.items()}
-        return list(numbers.values()) if momentum is None else momentum.advance(numbers)
+        return numbers if momentum is None else momentum.advance(numbers)
 
     @property
-    def centre(self) -> Any | None:
+    def centre(self) -> Vector | None:
         """Return the numbers of the previous update: `(d,)`."""
         previous = self.memory.previous
         return None if previous is None else _numbers(self.buffers.numbers, previous)
@@ -116,9 +116,9 @@ def add_up(of_slices: np.ndarray) -> np.ndarray:
 def aggregate_votes(
     rule: Aggregator | None,
     parts: Sequence[Columns],
-    updates: Sequence[Any],
+    updates: Sequence[Words],
     total: Callable[[np.ndarray], np.ndarray] = add_up,
-) -> None:
+) -> Means:
     """Reduce finite votes to the update, on one or several parts of the words.
 
     Args:
@@ -127,24 +127,31 @@ def aggregate_votes(
         parts: the votes of the same groups on different words.
         updates: the words of each part, `(w,)`, written to.
         total: returns the Gram matrix of the whole rows, given those of the slices that are here.
+
+    Returns:
+        the new means of the votes, with momentum.
     """
-    result: Any = None
+    result: Vector | None = None
+    means: Means = {}
     if rule is not None:
         widths = [width for part in parts for width in part.widths]
-        rows = [_beside(pieces) for pieces in zip(*(part.rows for part in parts), strict=True)]
+        by_part = [part.rows.values() for part in parts]
+        rows = [_beside(pieces) for pieces in zip(*by_part, strict=True)]
         centres = [part.centre for part in parts]
         centre = None if centres[0] is None else _beside(centres)
         result = rule.reduce(
             rows, lambda values, reference: total(_grams(values, reference, widths)), centre
         )
+        means = {m.words: part.rows for part in parts if (m := part.memory.momentum)}
     start = 0
     for part, update in zip(parts, updates, strict=True):
         stop = start + sum(part.widths)
         _write(view(update), part, None if result is None else result[start:stop])
         start = stop
+    return means
 
 
-def _write(words: Any, part: Columns, numbers: Any | None) -> None:
+def _write(words: Words, part: Columns, numbers: Vector | None) -> None:
     """Write the update of a part: signs as most votes have them, and numbers; None: NaN."""
     for segment in part.buffers.signs:
         place = slice(segment.start, segment.stop)
@@ -157,7 +164,7 @@ def _write(words: Any, part: Columns, numbers: Any | None) -> None:
         start += len(buffer)
 
 
-def _grams(values: Rows, reference: Any | None, widths: Sequence[int]) -> np.ndarray:
+def _grams(values: Rows, reference: Vector | None, widths: Sequence[int]) -> np.ndarray:
     """Return the Gram matrix of every slice of the columns: n times `(d,)` -> `(slices, m, m)`."""
     stops = np.cumsum(widths).tolist()
     return np.stack(
@@ -171,13 +178,13 @@ def _grams(values: Rows, reference: Any | None, widths: Sequence[int]) -> np.nda
     )
 
 
-def _beside(pieces: Sequence[Any]) -> Any:
+def _beside(pieces: Sequence[Vector]) -> Vector:
     """Return the columns of all parts as one vector."""
     first = pieces[0]
     return first if len(pieces) == 1 else _joined(pieces, first, dtype_name(first))
 
 
-def _joined(pieces: Sequence[Any], like: Any, dtype: str) -> Any:
+def _joined(pieces: Sequence[Vector], like: Any, dtype: str) -> Vector:
     """Join vectors into one of this dtype, of the same kind as `like`."""
     joined = namespace(like).empty((sum(map(len, pieces)),), like, dtype)
     start = 0
@@ -187,7 +194,7 @@ def _joined(pieces: Sequence[Any], like: Any, dtype: str) -> Any:
     return joined
 
 
-def _is_finite(buffers: Buffers, words: Any) -> bool:
+def _is_finite(buffers: Buffers, words: Words) -> bool:
     return all(
         finite_rows(buffer[None]).all()
         for buffer in buffers.numbers.typed(view(words))
@@ -195,7 +202,7 @@ def _is_finite(buffers: Buffers, words: Any) -> bool:
     )
 
 
-def _numbers(buffers: Buffers, vote: Any) -> Any:
+def _numbers(buffers: Buffers, vote: Words) -> Vector:
     """Return a vote as one vector of numbers, a view if possible: `(w,) -> (d,)`."""
     words = view(vote)
     typed = buffers.typed(words)

@@ -6,42 +6,31 @@ is what counts: `sharded` takes two, for a vote that it must know before it can 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from horovod_detox.arrays import like, view
-from horovod_detox.config import Plan
-from horovod_detox.exchange.collectives import Collectives, Handle
-from horovod_detox.exchange.outcome import Memory, Outcome
+from horovod_detox.arrays.namespaces import Copy, like, view
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.layout import Layout
+from horovod_detox.exchange.step import Outcome, Step
 
 
-def exchange(
-    collectives: Collectives,
-    plan: Plan,
-    layout: Layout,
-    copy: Any,
-    agreement: Handle,
-    memory: Memory,
-    update: Any,
-) -> Outcome:
-    """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
-    copies = _gather(collectives, view(copy), agreement)
+def exchange(step: Step) -> Outcome:
+    """Turn this rank's copy into the update that all ranks share."""
+    memory, copies = step.memory, _gather(step)
     if memory.previous is not None:
         memory = replace(memory, previous=view(memory.previous))
-    outcome = aggregate_copies(plan, layout, copies, memory)
-    update[:] = like(update, outcome.update)
-    return Outcome(update, outcome.verdict, outcome.non_finite)
+    outcome = aggregate_copies(step.plan, step.buffers, copies, memory)
+    step.update[:] = like(step.update, outcome.update)
+    return replace(outcome, update=step.update)
 
 
-def _gather(collectives: Collectives, copy: Any, agreement: Handle) -> Sequence[Any]:
+def _gather(step: Step) -> Sequence[Copy]:
     """Return the copies of all ranks; those on an accelerator do not leave it."""
+    copy, collectives = view(step.copy), step.collectives
     if not isinstance(copy, np.ndarray):
         received = collectives.alltoall("copies", [copy] * collectives.size)
-        agreement.wait()
+        step.agreement.wait()
         return received.wait()
     gathered = collectives.allgather("copies", copy)
-    agreement.wait()
+    step.agreement.wait()
     return list(gathered.wait().reshape(collectives.size, -1))

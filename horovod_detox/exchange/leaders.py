@@ -12,11 +12,10 @@ would make every survivor abort when a rank dies.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from horovod_detox.config import Plan
+from horovod_detox.arrays.namespaces import Words
 from horovod_detox.exchange.aggregation import (
     Columns,
     aggregate_votes,
@@ -25,33 +24,25 @@ from horovod_detox.exchange.aggregation import (
     non_finite_votes,
 )
 from horovod_detox.exchange.collectives import Collectives, Handle
-from horovod_detox.exchange.outcome import Memory, Outcome, rule_for
-from horovod_detox.fingerprint import slice_bounds
-from horovod_detox.groups import Groups
-from horovod_detox.layout import Layout
-from horovod_detox.vote import judge, majority_vote
+from horovod_detox.exchange.step import Outcome, Step, rule_for
+from horovod_detox.vote.fingerprint import slice_bounds
+from horovod_detox.vote.groups import Groups
+from horovod_detox.vote.majority import judge, majority_vote
 
 
-def exchange(
-    collectives: Collectives,
-    plan: Plan,
-    layout: Layout,
-    copy: Any,
-    agreement: Handle,
-    memory: Memory,
-    update: Any,
-) -> Outcome:
-    """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
-    groups, rank, p = plan.groups, collectives.rank, collectives.size
+def exchange(step: Step) -> Outcome:
+    """Turn this rank's copy into the update that all ranks share."""
+    collectives, groups, copy = step.collectives, step.plan.groups, step.copy
+    rank, p = collectives.rank, collectives.size
     members = groups.members[groups.of(rank)]
     is_leader = rank == members[0]
     bounds = slice_bounds(len(copy), p)
 
     copies = _multicast(collectives, "copies", copy, members)
-    agreement.wait()
+    step.agreement.wait()
     copies = copies.wait()
 
-    seen = np.stack([examine(layout.buffers, copies[member], bounds) for member in members])
+    seen = np.stack([examine(step.buffers, copies[member], bounds) for member in members])
     vote = majority_vote(members, seen)
     winner = assemble([copies[r] for r in vote.winners], bounds) if vote.winners else copy[:0]
 
@@ -62,15 +53,19 @@ def exchange(
 
     verdict = judge(groups, table)
     non_finite = non_finite_votes(verdict, table)
-    rule = rule_for(plan, verdict, non_finite)
+    rule, means = rule_for(step.plan, verdict, non_finite), {}
     if is_leader:
         kept = {g: votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite}
-        aggregate_votes(rule, [Columns(layout.buffers, kept, memory, bounds)], [update])
-    updates = _multicast(collectives, "update", update, members if is_leader else ()).wait()
-    return Outcome(updates[members[0]], verdict, non_finite)
+        columns = Columns(step.buffers, kept, step.memory, bounds)
+        means = aggregate_votes(rule, [columns], [step.update])
+    receivers = members if is_leader else ()
+    updates = _multicast(collectives, "update", step.update, receivers).wait()
+    return Outcome(updates[members[0]], verdict, non_finite, means=means)
 
 
-def _multicast(collectives: Collectives, name: str, words: Any, receivers: Sequence[int]) -> Handle:
+def _multicast(
+    collectives: Collectives, name: str, words: Words, receivers: Sequence[int]
+) -> Handle:
     """Send the same words to several ranks, and nothing to the others."""
     parts = [words if rank in receivers else words[:0] for rank in range(collectives.size)]
     return collectives.alltoall(name, parts)

@@ -1,14 +1,14 @@
 """Running means of the groups' votes, which a rule may be given in place of the votes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from horovod_detox.aggregators.columns import by_block, kernels, working_dtype
+from horovod_detox.arrays.blocks import by_block, kernels, working_dtype
+from horovod_detox.arrays.namespaces import Vector
 
 Slice = tuple[int, int]
 """The words, `(start, stop)`, of a copy."""
-Means = Mapping[Slice, Mapping[int, Any]]
+Means = Mapping[Slice, Mapping[int, Vector]]
 """By slice and group: `(d,)` in float32, or in float64 if the votes are."""
 
 
@@ -30,34 +30,22 @@ class Momentum:
     beta: float
     before: Means
     words: Slice
-    _after: dict[Slice, Mapping[int, Any]] = field(default_factory=dict)
 
     def cut(self, start: int, stop: int) -> "Momentum":
-        """Return the momentum of a slice of these words; `after` tells that of all slices."""
+        """Return the momentum of a slice of these words."""
         first = self.words[0]
         return replace(self, words=(first + start, first + stop))
 
-    def advance(self, votes: Mapping[int, Any]) -> list[Any]:
-        """Return the means with these votes in them: n times `(d,)`, in the same order.
-
-        An exchange may call it again, as votes are replaced or left out: the last call counts.
+    def advance(self, votes: Mapping[int, Vector]) -> dict[int, Vector]:
+        """Return the means with these votes in them: `(d,)` each, in the same order.
 
         Args:
             votes: finite, `(d,)` each, by group.
         """
         before = self.before.get(self.words, {})
-        after = {group: self._mean(before.get(group), vote) for group, vote in votes.items()}
-        self._after[self.words] = after
-        return list(after.values())
+        return {group: self._mean(before.get(group), vote) for group, vote in votes.items()}
 
-    def after(self) -> Means:
-        """Return all means after this exchange; groups that had no vote keep theirs."""
-        return {
-            words: {**self.before.get(words, {}), **self._after.get(words, {})}
-            for words in {**self.before, **self._after}
-        }
-
-    def _mean(self, mean: Any | None, vote: Any) -> Any:
+    def _mean(self, mean: Vector | None, vote: Vector) -> Vector:
         rows, shares = (
             ([vote], [1.0]) if mean is None else ([mean, vote], [self.beta, 1 - self.beta])
         )
@@ -66,3 +54,12 @@ class Momentum:
             rows,
             dtype=working_dtype(rows),
         )
+
+
+def updated(before: Means, new: Means) -> Means:
+    """Return all means after an exchange; groups that had no vote keep theirs.
+
+    >>> updated({(0, 4): {0: 1.0, 1: 2.0}}, {(0, 4): {1: 3.0}, (4, 8): {0: 5.0}})
+    {(0, 4): {0: 1.0, 1: 3.0}, (4, 8): {0: 5.0}}
+    """
+    return {words: {**before.get(words, {}), **new.get(words, {})} for words in {**before, **new}}

@@ -1,13 +1,14 @@
 """What the owners of slices do for all: they aggregate their columns and share the results."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from horovod_detox.aggregators import Aggregator
+from horovod_detox.arrays.namespaces import Words
 from horovod_detox.exchange.aggregation import Columns, add_up, aggregate_votes
 from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.witnesses import majority
 
 
@@ -15,10 +16,10 @@ def aggregate_slices(
     collectives: Collectives,
     rule: Aggregator | None,
     parts: Sequence[Columns],
-    results: Sequence[Any],
+    results: Sequence[Words],
     holders: np.ndarray,
-) -> set[int]:
-    """Compute the slices that this rank holds; return who erred in the Gram matrix.
+) -> tuple[Means, set[int]]:
+    """Compute the slices that this rank holds; return new means, and who erred in a Gram matrix.
 
     Args:
         collectives: of the p ranks.
@@ -39,12 +40,12 @@ def aggregate_slices(
         of_slices[:, *upper] = of_slices[:, *upper[::-1]] = true.view(np.float64)
         return add_up(of_slices)
 
-    aggregate_votes(rule, parts, results, total)
-    return wrong
+    means = aggregate_votes(rule, parts, results, total)
+    return means, wrong
 
 
 def broadcast_slices(
-    collectives: Collectives, update: Any, bounds: Sequence[tuple[int, int]], name: str
+    collectives: Collectives, update: Words, bounds: Sequence[tuple[int, int]], name: str
 ) -> list[Handle]:
     """Let every owner's slice of the update be on its way to all, in place."""
     return [

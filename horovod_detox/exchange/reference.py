@@ -1,13 +1,10 @@
 """The whole algorithm on one machine, from all ranks' copies: what every exchange must equal."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from horovod_detox.arrays import namespace
-from horovod_detox.config import Plan
-from horovod_detox.distances import distances_in_groups
+from horovod_detox.arrays.namespaces import Copy, namespace
 from horovod_detox.exchange.aggregation import (
     Columns,
     aggregate_votes,
@@ -16,16 +13,17 @@ from horovod_detox.exchange.aggregation import (
     examine,
     non_finite_votes,
 )
-from horovod_detox.exchange.outcome import AT_FIRST, Memory, Outcome, rule_for
-from horovod_detox.fingerprint import slice_bounds
-from horovod_detox.layout import Layout
-from horovod_detox.vote import Verdict, judge
+from horovod_detox.exchange.step import AT_FIRST, Memory, Outcome, Plan, rule_for
+from horovod_detox.packing.layout import Buffers
+from horovod_detox.vote.distances import distances_in_groups
+from horovod_detox.vote.fingerprint import slice_bounds
+from horovod_detox.vote.majority import Verdict, judge
 
 
 def aggregate_copies(
     plan: Plan,
-    layout: Layout,
-    copies: Sequence[Any],
+    buffers: Buffers,
+    copies: Sequence[Copy],
     memory: Memory = AT_FIRST,
     parts: Sequence[tuple[int, int]] | None = None,
 ) -> Outcome:
@@ -33,7 +31,7 @@ def aggregate_copies(
 
     Args:
         plan: groups and rule.
-        layout: what the words are.
+        buffers: what the words are.
         copies: by rank; one object for several ranks is looked at once.
         memory: what is known from earlier steps.
         parts: the words that are cut into p slices each, to be voted on; None: all.
@@ -43,40 +41,40 @@ def aggregate_copies(
     """
     bounds = [
         (start + first, start + last)
-        for start, stop in parts or [(0, layout.words)]
+        for start, stop in parts or [(0, buffers.words)]
         for first, last in slice_bounds(stop - start, len(copies))
     ]
-    vote = _vote_on_numbers if plan.config.tolerance else _vote_on_bits
-    verdict, non_finite = vote(plan, layout, copies, bounds)
+    vote = _vote_on_numbers if plan.tolerance else _vote_on_bits
+    verdict, non_finite = vote(plan, buffers, copies, bounds)
     rule = rule_for(plan, verdict, non_finite)
     votes = {
         group: assemble([copies[rank] for rank in winners], bounds)
         for group, winners in verdict.winners.items()
         if group not in non_finite
     }
-    update = namespace(copies[0]).empty((layout.words,), copies[0], "int64")
-    aggregate_votes(rule, [Columns(layout.buffers, votes, memory, bounds)], [update])
-    return Outcome(update, verdict, non_finite)
+    update = namespace(copies[0]).empty((buffers.words,), copies[0], "int64")
+    means = aggregate_votes(rule, [Columns(buffers, votes, memory, bounds)], [update])
+    return Outcome(update, verdict, non_finite, means=means)
 
 
 def _vote_on_bits(
-    plan: Plan, layout: Layout, copies: Sequence[Any], bounds: Sequence[tuple[int, int]]
+    plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]
 ) -> tuple[Verdict, tuple[int, ...]]:
     """Return the votes, slice by slice, and the groups whose vote is not finite."""
     distinct = {id(copy): copy for copy in copies}
-    facts = {key: examine(layout.buffers, copy, bounds) for key, copy in distinct.items()}
+    facts = {key: examine(buffers, copy, bounds) for key, copy in distinct.items()}
     table = np.stack([facts[id(copy)] for copy in copies])
     verdict = judge(plan.groups, table)
     return verdict, non_finite_votes(verdict, table)
 
 
 def _vote_on_numbers(
-    plan: Plan, layout: Layout, copies: Sequence[Any], bounds: Sequence[tuple[int, int]]
+    plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]
 ) -> tuple[Verdict, tuple[int, ...]]:
     """Return the votes with a tolerance and the groups whose vote is not finite."""
     of_slices = [
         distances_in_groups(
-            plan.groups, layout.buffers.cut(start, stop), [copy[start:stop] for copy in copies]
+            plan.groups, buffers.cut(start, stop), [copy[start:stop] for copy in copies]
         )
         for start, stop in bounds
     ]

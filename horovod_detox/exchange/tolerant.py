@@ -16,49 +16,38 @@ Owners compare the very words that they aggregate, so nobody can send others tha
 A rank receives `2 (p - 1) / p` times the gradient, as with allreduce.
 """
 
-from typing import Any
-
 import numpy as np
 
-from horovod_detox.config import Plan
-from horovod_detox.distances import distances_in_groups
 from horovod_detox.exchange.aggregation import Columns, decide
-from horovod_detox.exchange.collectives import Collectives, Handle
-from horovod_detox.exchange.outcome import Memory, Outcome, rule_for
 from horovod_detox.exchange.owners import aggregate_slices, broadcast_slices
-from horovod_detox.fingerprint import slice_bounds
-from horovod_detox.layout import Layout
+from horovod_detox.exchange.step import Outcome, Step, rule_for
+from horovod_detox.vote.distances import distances_in_groups
+from horovod_detox.vote.fingerprint import slice_bounds
 
 
-def exchange(
-    collectives: Collectives,
-    plan: Plan,
-    layout: Layout,
-    copy: Any,
-    agreement: Handle,
-    memory: Memory,
-    update: Any,
-) -> Outcome:
-    """Turn this rank's copy into the update that all ranks share: an `outcome.Exchange`."""
+def exchange(step: Step) -> Outcome:
+    """Turn this rank's copy into the update that all ranks share."""
+    collectives, plan = step.collectives, step.plan
     p = collectives.size
-    bounds = slice_bounds(len(copy), p)
+    bounds = slice_bounds(len(step.copy), p)
     start, stop = bounds[collectives.rank]
-    buffers = layout.buffers.cut(start, stop)
+    mine = step.cut(start, stop)
 
-    slices = collectives.alltoall("slices", [copy[i:j] for i, j in bounds], update)
-    agreement.wait()
+    slices = collectives.alltoall("slices", [step.copy[i:j] for i, j in bounds], step.update)
+    step.agreement.wait()
     copies = slices.wait()
 
-    mine = distances_in_groups(plan.groups, buffers, copies)
-    gathered = collectives.allgather("distances", mine.ravel().view(np.int64)).wait()
-    verdict, non_finite = decide(plan, gathered.view(np.float64).reshape(p, *mine.shape))
+    distances = distances_in_groups(plan.groups, mine.buffers, copies)
+    gathered = collectives.allgather("distances", distances.ravel().view(np.int64)).wait()
+    of_slices = gathered.view(np.float64).reshape(p, *distances.shape)
+    verdict, non_finite = decide(plan, of_slices)
 
     rule = rule_for(plan, verdict, non_finite)
     winners = {group: winner for group, (winner,) in verdict.winners.items()}
     votes = {group: copies[rank] for group, rank in winners.items() if group not in non_finite}
-    columns = Columns(buffers, votes, memory.cut(start, stop), [(0, stop - start)])
+    columns = Columns(mine.buffers, votes, mine.memory, [(0, stop - start)])
     owners = np.arange(p)[None]
-    aggregate_slices(collectives, rule, [columns], [update[start:stop]], owners)
-    for handle in broadcast_slices(collectives, update, bounds, "update"):
+    means, _ = aggregate_slices(collectives, rule, [columns], [mine.update], owners)
+    for handle in broadcast_slices(collectives, step.update, bounds, "update"):
         handle.wait()
-    return Outcome(update, verdict, non_finite)
+    return Outcome(step.update, verdict, non_finite, means=means)

@@ -1,13 +1,13 @@
 """What several ranks computed from the same votes: which result counts, and who erred."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from horovod_detox.arrays.namespaces import Words
 from horovod_detox.exchange.collectives import Collectives
-from horovod_detox.exchange.outcome import NoMajority
-from horovod_detox.fingerprint import WORDS, fingerprint, fingerprints
+from horovod_detox.exchange.step import NoMajority
+from horovod_detox.vote.fingerprint import WORDS, fingerprint, fingerprints
 
 
 def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
@@ -42,9 +42,9 @@ def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[
 
 def confirm(
     collectives: Collectives,
-    update: Any,
+    update: Words,
     bounds: Sequence[tuple[int, int]],
-    results: Sequence[Any],
+    results: Sequence[Words],
     holders: np.ndarray,
 ) -> set[int]:
     """Mend the slices that are not as most holders computed them; return who computed otherwise.

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import torch
 
-from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.exchange.step import NoMajority
 from horovod_detox.lab.run import Run
 from horovod_detox.lab.simulation import Simulation
 

@@ -17,17 +17,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from horovod_detox import attacks
-from horovod_detox.arrays import like, to_numpy
+from horovod_detox.arrays.namespaces import like, to_numpy
 from horovod_detox.drill import CopyDrill, stack_numbers
 from horovod_detox.exchange.reference import aggregate_copies
-from horovod_detox.faults import Ledger
-from horovod_detox.groups import group_seeds
 from horovod_detox.history import History
 from horovod_detox.lab.datasets import CLASSES, train_and_test
 from horovod_detox.lab.models import MODELS
 from horovod_detox.lab.run import Run
-from horovod_detox.torch.compression import Compression
-from horovod_detox.torch.signs import packing_of
+from horovod_detox.packing.torch import COMPRESSORS, packing_of
+from horovod_detox.vote.groups import group_seeds
+from horovod_detox.vote.ledger import Ledger
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -93,7 +92,7 @@ class Simulation:
         self._scheduler = cosine if run.schedule == "cosine" else None
 
         named_parameters = list(self.model.named_parameters())[::-1]  # as in a real job
-        self._packing = packing_of(named_parameters, getattr(Compression, run.compression))
+        self._packing = packing_of(named_parameters, COMPRESSORS[run.compression])
         self._history = History(self.plan, Ledger(groups, logs=False))
         batch_size = run.group_batch(len(groups))
         self._groups = [
@@ -133,7 +132,7 @@ class Simulation:
         corrupted = time.perf_counter()
         layout = self._packing.layout
         outcome = aggregate_copies(
-            self._history.plan_now(), layout, copies, self._history.memory(layout)
+            self._history.plan_now(), layout.buffers, copies, self._history.memory(layout)
         )
         self._history.record(outcome, layout)
         aggregated = time.perf_counter()
@@ -179,7 +178,7 @@ class Simulation:
             "groups": [(group.random.state, group.buffers) for group in self._groups],
             "random": self._everyone.state,
             "drills": [
-                [[like(self._packing.update, past) for past in drill.past] for drill in each.drills]
+                [[like(self._packing.update, past) for past in liar.past] for liar in each.liars]
                 for each in self._drills
             ],
         }

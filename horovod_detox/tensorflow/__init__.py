@@ -3,8 +3,8 @@
 from horovod.tensorflow import *  # noqa: F403
 
 import horovod_detox.tensorflow.elastic as elastic  # noqa: F401  # not that of the line above
-from horovod_detox.refused import SyncBatchNorm as _SyncBatchNorm
-from horovod_detox.refused import join as join
+from horovod_detox.frontend.refused import SyncBatchNorm as _SyncBatchNorm
+from horovod_detox.frontend.refused import join as join
 from horovod_detox.tensorflow.compression import Compression as Compression
 from horovod_detox.tensorflow.context import context as _context
 from horovod_detox.tensorflow.context import seed_group as seed_group

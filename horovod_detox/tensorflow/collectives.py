@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from horovod.common.exceptions import HorovodInternalError
 
-from horovod_detox.arrays import aligned_empty
+from horovod_detox.arrays.namespaces import aligned_empty
 from horovod_detox.exchange.collectives import ExchangeTimeout, Handle
 
 

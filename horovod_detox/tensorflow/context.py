@@ -8,11 +8,11 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_detox.context import Context
+from horovod_detox.frontend.context import Context
 from horovod_detox.tensorflow.collectives import HorovodCollectives
-from horovod_detox.tensorflow.settings import settings
+from horovod_detox.tensorflow.conditions import conditions
 
-context = Context(hvd, HorovodCollectives, settings)
+context = Context(hvd, HorovodCollectives, conditions)
 
 
 def seed_group(seed: int, *models: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from horovod_detox.exchange.facts import share
+from horovod_detox.exchange.sharing import share
 from horovod_detox.tensorflow.context import context
 
 

@@ -2,67 +2,24 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from horovod_detox.arrays import like
-from horovod_detox.attacks import Attack
+from horovod_detox.arrays.namespaces import like
 from horovod_detox.config import Plan
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
-from horovod_detox.layout import Layout
-from horovod_detox.refused import check_fusion_groups, check_reduction, refuse_sparse_signs
+from horovod_detox.frontend.reduction import Reduction
+from horovod_detox.packing.bits import refuse_sparse
+from horovod_detox.packing.layout import Layout
+from horovod_detox.packing.tensorflow import packing_of
 from horovod_detox.tensorflow.compression import Compression
-from horovod_detox.tensorflow.signs import packing_of
 from horovod_detox.tensorflow.variables import native
 
 EngineOf = Callable[[Layout], Engine | DrilledEngine]
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """Horovod's arguments that tapes and optimizers have in common, with these meanings.
-
-    Attributes:
-        compression: one of `Compression`, or of your own: votes are taken on, and aggregated from,
-            the compressed gradients; it must work element by element and be deterministic.
-        sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
-        op: Average, or Sum: the average times the number of groups.
-        gradient_predivide_factor: accepted; without effect, as no sum can overflow on the way.
-        num_groups, groups: accepted and checked; Horovod's fusion groups have no counterpart.
-        process_set: the ranks that train together; groups are formed among them.
-        scale_local_gradients: divide the gradients of local variables by the number of groups.
-        attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
-
-    Raises:
-        ValueError: for what Horovod refuses, and for what cannot work, with the reason.
-    """
-
-    compression: Any = hvd.Compression.none
-    sparse_as_dense: bool = False
-    op: Any = hvd.Average
-    gradient_predivide_factor: float = 1.0
-    num_groups: int = 0
-    groups: Any = None
-    process_set: Any = hvd.global_process_set
-    scale_local_gradients: bool = True
-    attack: Attack | None = None
-
-    def __post_init__(self) -> None:
-        groups = self.groups
-        if self.num_groups:
-            warnings.warn(
-                "num_groups has been replaced by groups and will be removed", DeprecationWarning, 4
-            )
-            groups = self.num_groups if groups is None else groups
-        check_reduction(hvd, self.op, self.gradient_predivide_factor)
-        check_fusion_groups(groups, object)
 
 
 class GradientExchange:
@@ -72,20 +29,31 @@ class GradientExchange:
         reduction: how.
         plan: groups and rule; None: there is nobody to exchange with.
         engine_of: returns the engine for gradients of some layout; None: as for the plan.
+        sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
+        scale_local_gradients: divide the gradients of local variables by the number of groups.
 
     Raises:
         ValueError: when the rule needs more than the compression sends.
     """
 
-    def __init__(self, reduction: Reduction, plan: Plan | None, engine_of: EngineOf | None) -> None:
+    def __init__(
+        self,
+        reduction: Reduction,
+        plan: Plan | None,
+        engine_of: EngineOf | None,
+        *,
+        sparse_as_dense: bool,
+        scale_local_gradients: bool,
+    ) -> None:
         if plan is not None and reduction.compression is Compression.sign:
             plan.check_signs()
         groups = len(plan.groups) if plan else 1
-        self._reduction = reduction
+        self._compression = reduction.compression
+        self._sparse_as_dense = sparse_as_dense
         self._engine_of = engine_of
         self._local: set[Any] = set()
-        self._factor = groups if reduction.op == hvd.Sum else 1
-        self._local_factor = 1 / groups if reduction.scale_local_gradients else 1.0
+        self._factor = reduction.factor(groups)
+        self._local_factor = 1 / groups if scale_local_gradients else 1.0
 
     def register_local(self, variable: Any) -> None:
         """Keep the gradients of a variable to this rank."""
@@ -115,16 +83,16 @@ class GradientExchange:
             return result
         dense = [_dense(gradients[i], variables[i]) for i in shared]
         names = [name_of(variables[i], i) for i in shared]
-        if self._reduction.compression is Compression.sign:
+        if self._compression is Compression.sign:
             for i, name in zip(shared, names, strict=True):
                 if isinstance(gradients[i], tf.IndexedSlices):
-                    refuse_sparse_signs(name)
-        packing = packing_of(list(zip(names, dense, strict=True)), self._reduction.compression)
+                    refuse_sparse(name)
+        packing = packing_of(list(zip(names, dense, strict=True)), self._compression)
         engine = self._engine_of(packing.layout)
         update = _exchange(engine, packing.pack(), packing.layout)
         for i, tensor in zip(shared, packing.unpack(update), strict=True):
             sparse = isinstance(gradients[i], tf.IndexedSlices)
-            as_dense = self._reduction.sparse_as_dense or not sparse
+            as_dense = self._sparse_as_dense or not sparse
             result[i] = scaled(tensor if as_dense else _sparse(tensor), self._factor)
         return result
 

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 
 from horovod_detox.attacks import Attack
-from horovod_detox.refused import check_reduction
+from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.tensorflow.backend import require_tensorflow
 from horovod_detox.tensorflow.context import context
-from horovod_detox.tensorflow.gradients import GradientExchange, Reduction, scaled
+from horovod_detox.tensorflow.gradients import GradientExchange, scaled
 from horovod_detox.tensorflow.tape import local_weights
 
 
@@ -37,14 +37,15 @@ def DistributedOptimizer(
     """Turn an optimizer into one that steps with the robust aggregate of all groups' gradients.
 
     The arguments are those of `horovod.tensorflow.DistributedOptimizer` 0.28, with the meanings
-    told in `Reduction` and below. The optimizer remains of its class, is saved and loaded as such,
-    and works in `model.fit`, through `apply_gradients` and `apply`, eagerly and in a tf.function.
-    Gradients are clipped after the exchange.
+    told in `frontend.reduction.Reduction` and below. The optimizer remains of its class, is saved
+    and loaded as such, and works in `model.fit`, through `apply_gradients` and `apply`, eagerly and
+    in a tf.function. Gradients are clipped after the exchange.
 
     Args:
         optimizer: of Keras 3, or a `tf.compat.v1.train.Optimizer`; it is changed and returned.
         name: a new name of the optimizer; None: keep it.
         use_locking, device_dense, device_sparse: accepted, without effect.
+        sparse_as_dense, scale_local_gradients: as for `tensorflow.gradients.GradientExchange`.
         backward_passes_per_step: gradients are summed locally over so many calls before they are
             exchanged, by Keras's gradient accumulation.
         average_aggregated_gradients: average them over these calls instead of summing them up.
@@ -54,24 +55,26 @@ def DistributedOptimizer(
         TypeError: for other optimizers.
         ValueError: for arguments that Horovod refuses, and for what cannot work, with the reason.
     """
-    check_reduction(hvd, op, gradient_predivide_factor, backward_passes_per_step)
     reduction = Reduction(
-        compression,
-        sparse_as_dense,
-        op,
-        gradient_predivide_factor,
-        num_groups,
-        groups,
-        process_set,
-        scale_local_gradients,
-        attack,
+        hvd=hvd,
+        compression=compression,
+        backward_passes_per_step=backward_passes_per_step,
+        op=op,
+        gradient_predivide_factor=gradient_predivide_factor,
+        num_groups=num_groups,
+        groups=groups,
+        process_set=process_set,
+        attack=attack,
     )
     engines = context.engines(process_set, attack)
-    if engines is None:
-        exchange = GradientExchange(reduction, None, None)
-    else:
-        engine = engines.make_for_gradients()
-        exchange = GradientExchange(reduction, engines.plan, lambda layout: engine)
+    engine = engines.make_for_gradients() if engines else None
+    exchange = GradientExchange(
+        reduction,
+        engines.plan if engines else None,
+        (lambda layout: engine) if engine else None,
+        sparse_as_dense=sparse_as_dense,
+        scale_local_gradients=scale_local_gradients,
+    )
     if isinstance(optimizer, tf.compat.v1.train.Optimizer):
         return _distribute_v1(optimizer, exchange, backward_passes_per_step)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer

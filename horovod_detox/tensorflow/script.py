@@ -11,23 +11,23 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as eager
 
-from horovod_detox.script.job import Frontend, Job
-from horovod_detox.script.states import RandomState
+from horovod_detox.launcher.random_states import RandomState
+from horovod_detox.launcher.stand_in import Frontend, Script
 from horovod_detox.tensorflow.context import context
 
 
-def take_over(job: Job) -> Frontend:
+def take_over(script: Script) -> Frontend:
     """Serve a script: call this once in a process."""
     state = RandomState("TensorFlow", read_state, set_seed)
-    frontend = Frontend(job, "horovod.tensorflow", hvd, context, state)
+    frontend = Frontend(script, "horovod.tensorflow", hvd, context, state)
 
     def before_engines(process_set: Any) -> None:
         with tf.init_scope():  # a tape is wrapped while its function is traced
             frontend.before_engines(process_set)
 
     context.before_engines = before_engines
-    _replace_shard(job)
-    _replace_compile(job)
+    _replace_shard(script)
+    _replace_compile(script)
     return frontend
 
 
@@ -48,7 +48,7 @@ def set_seed(seed: int) -> None:
     np.random.set_state(numpy)
 
 
-def _replace_shard(job: Job) -> None:
+def _replace_shard(script: Script) -> None:
     """Have tf.data deal to groups."""
     shard = tf.data.Dataset.shard
 
@@ -56,13 +56,13 @@ def _replace_shard(job: Job) -> None:
     def deal(self: Any, num_shards: Any, index: Any, *args: Any, **more: Any) -> Any:
         shares, share = (tf.get_static_value(tf.convert_to_tensor(n)) for n in (num_shards, index))
         if shares is not None and share is not None:
-            num_shards, index = job.share("tf.data.Dataset.shard", int(shares), int(share))
+            num_shards, index = script.share("tf.data.Dataset.shard", int(shares), int(share))
         return shard(self, num_shards, index, *args, **more)
 
     tf.data.Dataset.shard = deal
 
 
-def _replace_compile(job: Job) -> None:
+def _replace_compile(script: Script) -> None:
     """Have Keras leave XLA, which it would choose on a GPU, to scripts that ask for it."""
     compile_model = keras.Model.compile
 
@@ -70,7 +70,9 @@ def _replace_compile(job: Job) -> None:
     def compile_plainly(self: Any, *args: Any, **more: Any) -> None:
         compile_model(self, *args, **more)
         if more.get("jit_compile", "auto") == "auto" and self.jit_compile:
-            job.tell("keras.Model.compile", "jit_compile=False, as an exchange cannot be compiled")
+            script.tell(
+                "keras.Model.compile", "jit_compile=False, as an exchange cannot be compiled"
+            )
             self.jit_compile = False
 
     keras.Model.compile = compile_plainly

@@ -8,13 +8,14 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_detox.attacks import Attack
-from horovod_detox.context import Engines
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
-from horovod_detox.layout import Layout
-from horovod_detox.session import Session
+from horovod_detox.frontend.context import Engines
+from horovod_detox.frontend.reduction import Reduction
+from horovod_detox.frontend.session import Session
+from horovod_detox.packing.layout import Layout
 from horovod_detox.tensorflow.context import context
-from horovod_detox.tensorflow.gradients import GradientExchange, Reduction
+from horovod_detox.tensorflow.gradients import GradientExchange
 
 _shared: "WeakKeyDictionary[Session, dict[Any, _Engines | None]]" = WeakKeyDictionary()
 
@@ -37,32 +38,38 @@ def DistributedGradientTape(
     """Turn a tape into one whose `gradient()` is the robust aggregate of all groups' gradients.
 
     The arguments are those of `horovod.tensorflow.DistributedGradientTape` 0.28, with the meanings
-    told in `Reduction`; the device is that of the gradients. Use it eagerly or in a tf.function,
-    with variables of TensorFlow or Keras 3.
+    told in `frontend.reduction.Reduction`; the device is that of the gradients. Use it eagerly or
+    in a tf.function, with variables of TensorFlow or Keras 3.
 
     Args:
         gradtape: the tape; it is changed and returned.
+        sparse_as_dense, scale_local_gradients: as for `tensorflow.gradients.GradientExchange`.
         attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
 
     Raises:
         ValueError: for arguments that Horovod refuses, and for what cannot work, with the reason.
     """
     reduction = Reduction(
-        compression,
-        sparse_as_dense,
-        op,
-        gradient_predivide_factor,
-        num_groups,
-        groups,
-        process_set,
-        scale_local_gradients,
-        attack,
+        hvd=hvd,
+        compression=compression,
+        op=op,
+        gradient_predivide_factor=gradient_predivide_factor,
+        num_groups=num_groups,
+        groups=groups,
+        process_set=process_set,
+        attack=attack,
     )
     base = type(gradtape)
     tape: Any = gradtape
     tape.__class__ = type(base.__name__, (base,), dict(vars(_DistributedGradientTape)))
     engines = _engines_of(reduction)
-    tape._exchange = GradientExchange(reduction, engines.plan if engines else None, engines)
+    tape._exchange = GradientExchange(
+        reduction,
+        engines.plan if engines else None,
+        engines,
+        sparse_as_dense=sparse_as_dense,
+        scale_local_gradients=scale_local_gradients,
+    )
     return tape
 
 

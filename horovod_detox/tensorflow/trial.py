@@ -1,23 +1,25 @@
-"""A gradient that all ranks compute from one batch, with TensorFlow."""
+"""The trial with TensorFlow: a gradient that all ranks compute from one batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import horovod.tensorflow as hvd
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from tensorflow.python.eager import context as eager
 from tensorflow.python.ops import stateful_random_ops
 
-from horovod_detox.preflight import PreflightReport, Trial
+from horovod_detox.determinism.trial import SEED, Piece, try_out
+from horovod_detox.determinism.verdict import PreflightReport
+from horovod_detox.tensorflow.conditions import conditions
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.gradients import name_of
-from horovod_detox.tensorflow.settings import settings
 from horovod_detox.tensorflow.variables import native
-from horovod_detox.trial import SEED, Piece, compare_trials, digest, from_first_rank, seeded
 
 
 def preflight(
@@ -37,51 +39,81 @@ def preflight(
         loss: `loss(targets, outputs)`; None: the sum of the outputs' squares.
 
     Returns:
-        the same report on every rank: its `str()` is the verdict, `table()` the settings that
+        the same report on every rank: its `str()` is the verdict, `table()` the conditions that
         differ, `is_deterministic` whether the job is fit for votes.
 
     Raises:
         RankFailed: where another rank could not compute the gradient.
     """
-    collectives = context.collectives("detox.preflight")
     plan = context.session().plan()
-    arrays = map(_piece, tf.nest.flatten(batch))
-    received = map(_tensor, from_first_rank(collectives, "batch", list(arrays)))
-    common = tf.nest.pack_sequence_as(batch, list(received))
-    variables = [native(variable) for variable in model.trainable_variables]
-    untrained = [native(variable) for variable in model.non_trainable_variables]
-    state = from_first_rank(collectives, "variables", [_piece(v) for v in untrained])
-    names = [name_of(v, i) for i, v in enumerate(model.trainable_variables)]
+    collectives = context.collectives("detox.preflight")
+    return try_out(collectives, plan.groups if plan else None, _Subject(model, batch, loss))
 
-    def gradients() -> dict[str, str]:
-        with _unchanged(untrained), _seeded():
-            for variable, piece in zip(untrained, state, strict=True):
-                variable.assign(_tensor(piece))
-            found = _gradients(model, variables, common, loss)
-        return dict(zip(names, found, strict=True))
 
-    def trial() -> Trial:
-        if not variables:
+def checkup() -> PreflightReport:
+    """Try out a small network that needs the usual kernels, on a GPU if there is one."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        tf.config.set_visible_devices(gpus[hvd.local_rank() % len(gpus)], "GPU")
+    rng = np.random.default_rng(SEED)
+    model = network()
+    model.set_weights([rng.uniform(0, 0.1, weight.shape) for weight in model.get_weights()])
+    return preflight(model, rng.normal(size=(32, 16, 16, 3)).astype(np.float32))
+
+
+def network() -> keras.Model:
+    """Return a network with convolutions, batch normalisation and matrix products."""
+    return keras.Sequential(
+        [
+            layers.Input((16, 16, 3)),
+            layers.Conv2D(16, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+class _Subject:
+    """A model, a batch and a loss of TensorFlow: a `determinism.trial.Subject`."""
+
+    def __init__(self, model: Any, batch: Any, loss: Any) -> None:
+        self._model, self._batch, self._loss = model, batch, loss
+        trained = model.trainable_variables
+        self._names = [name_of(variable, i) for i, variable in enumerate(trained)]
+        self._variables = [native(variable) for variable in trained]
+        self._untrained = [native(variable) for variable in model.non_trainable_variables]
+        self.batch = [_piece(tensor) for tensor in tf.nest.flatten(batch)]
+        self.state = [_piece(variable) for variable in self._untrained]
+
+    def conditions(self) -> dict[str, str]:
+        return conditions()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        if not self._variables:
             raise ValueError("the model has no weights to train: build it, or call it once")
-        digests = [digest(_piece(variable)[2]) for variable in variables]
-        weights = dict(zip(names, digests, strict=True))
-        return Trial(settings(), weights, gradients(), gradients())
+        return dict(zip(self._names, map(_bytes, self._variables), strict=True))
 
-    return compare_trials(collectives, plan.groups if plan else None, trial)
+    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> dict[str, np.ndarray]:
+        common = tf.nest.pack_sequence_as(self._batch, [_tensor(piece) for piece in batch])
+        with _unchanged(self._untrained), _seeded():
+            for variable, piece in zip(self._untrained, state, strict=True):
+                variable.assign(_tensor(piece))
+            return dict(zip(self._names, self._computed(common), strict=True))
 
-
-def _gradients(model: Any, variables: list[tf.Variable], batch: Any, loss: Any) -> list[str]:
-    """Return the digest of each variable's gradient."""
-    inputs, targets = (batch, None) if loss is None else batch
-    with tf.GradientTape() as tape:
-        outputs = model(inputs, training=True) if _is_keras(model) else model(inputs)
-        value = _sum_of_squares(outputs) if loss is None else loss(targets, outputs)
-    gradients = tape.gradient(value, variables)
-    nothing = np.empty(0, np.float32)
-    return [
-        digest(_piece(nothing if gradient is None else tf.convert_to_tensor(gradient))[2])
-        for gradient in gradients
-    ]
+    def _computed(self, batch: Any) -> list[np.ndarray]:
+        """Return the bytes of each variable's gradient."""
+        inputs, targets = (batch, None) if self._loss is None else batch
+        model = self._model
+        with tf.GradientTape() as tape:
+            outputs = model(inputs, training=True) if _is_keras(model) else model(inputs)
+            value = _sum_of_squares(outputs) if self._loss is None else self._loss(targets, outputs)
+        return [
+            np.empty(0, np.uint8) if gradient is None else _bytes(tf.convert_to_tensor(gradient))
+            for gradient in tape.gradient(value, self._variables)
+        ]
 
 
 def _is_keras(model: Any) -> bool:
@@ -115,20 +147,23 @@ def _seeded() -> Iterator[None]:
     former = {name: getattr(process, name) for name in names if hasattr(process, name)}
     generator = stateful_random_ops.global_generator
     of_keras = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    with seeded():
-        tf.random.set_seed(SEED)
-        stateful_random_ops.global_generator = tf.random.Generator.from_seed(SEED)
-        global_state.set_global_attribute(
-            GLOBAL_SEED_GENERATOR, keras.random.SeedGenerator(SEED, name="preflight")
-        )
-        try:
-            yield
-        finally:
-            for name in names:
-                vars(process).pop(name, None)
-            vars(process).update(former)
-            stateful_random_ops.global_generator = generator
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, of_keras)
+    tf.random.set_seed(SEED)
+    stateful_random_ops.global_generator = tf.random.Generator.from_seed(SEED)
+    global_state.set_global_attribute(
+        GLOBAL_SEED_GENERATOR, keras.random.SeedGenerator(SEED, name="preflight")
+    )
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(process).pop(name, None)
+        vars(process).update(former)
+        stateful_random_ops.global_generator = generator
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, of_keras)
+
+
+def _bytes(tensor: Any) -> np.ndarray:
+    return _piece(tensor)[2]
 
 
 def _piece(tensor: Any) -> Piece:

@@ -2,8 +2,8 @@
 
 from horovod.torch import *  # noqa: F403
 
-from horovod_detox.refused import SyncBatchNorm as SyncBatchNorm
-from horovod_detox.refused import join as join
+from horovod_detox.frontend.refused import SyncBatchNorm as SyncBatchNorm
+from horovod_detox.frontend.refused import join as join
 from horovod_detox.torch.compression import Compression as Compression
 from horovod_detox.torch.context import context as _context
 from horovod_detox.torch.context import seed_group as seed_group

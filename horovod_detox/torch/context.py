@@ -3,11 +3,11 @@
 import horovod.torch as hvd
 import torch
 
-from horovod_detox.context import Context
+from horovod_detox.frontend.context import Context
 from horovod_detox.torch.collectives import HorovodCollectives
-from horovod_detox.torch.settings import settings
+from horovod_detox.torch.conditions import conditions
 
-context = Context(hvd, HorovodCollectives, settings)
+context = Context(hvd, HorovodCollectives, conditions)
 
 
 def seed_group(seed: int) -> None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from horovod_detox.context import Engines
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
-from horovod_detox.layout import Layout
-from horovod_detox.torch.overlap import Overlap
-from horovod_detox.torch.packing import Packing
-from horovod_detox.torch.signs import SignPacking, packing_of
+from horovod_detox.frontend.context import Engines
+from horovod_detox.frontend.overlap import Overlap
+from horovod_detox.packing.layout import Layout
+from horovod_detox.packing.torch import Packing, SignPacking, packing_of
 
 _numbers = count()
 _ready: "list[GradientExchange]" = []

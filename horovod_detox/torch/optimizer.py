@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_detox.attacks import Attack
-from horovod_detox.refused import check_fusion_groups, check_reduction
+from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
@@ -34,32 +34,31 @@ def DistributedOptimizer(
 ) -> "_DistributedOptimizer":
     """Wrap an optimizer so that it steps with the robust aggregate of all groups' gradients.
 
-    The arguments are those of `horovod.torch.DistributedOptimizer` 0.28, with these meanings:
+    The arguments are those of `horovod.torch.DistributedOptimizer` 0.28, with the meanings told in
+    `frontend.reduction.Reduction` and below.
 
     Args:
         optimizer: its state, defaults and hooks are kept.
         named_parameters: (name, parameter) pairs, in the same order on every rank.
-        compression: one of `Compression`, or of your own: votes are taken on, and aggregated from,
-            the compressed gradients; it must work element by element and be deterministic.
-        backward_passes_per_step: gradients are summed locally over so many passes.
-        op: Average, or Sum: the average times the number of groups.
-        gradient_predivide_factor: accepted; without effect, as no sum can overflow on the way.
-        num_groups, groups: accepted and checked; Horovod's fusion groups have no counterpart.
         sparse_as_dense: accepted; sparse gradients always travel densely and come back sparse.
-        process_set: the ranks that train together; groups are formed among them.
         attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
 
     Raises:
         ValueError: for arguments that Horovod refuses, and for what cannot work (Adasum, Min,
             Max, Product; Compression.sign for a rule that needs numbers), with the reason.
     """
-    if num_groups:
-        warnings.warn(
-            "num_groups has been replaced by groups and will be removed", DeprecationWarning, 2
-        )
-        groups = num_groups if groups is None else groups
-    check_reduction(hvd, op, gradient_predivide_factor, backward_passes_per_step)
-    check_fusion_groups(groups, torch.Tensor)
+    reduction = Reduction(
+        hvd=hvd,
+        tensor_type=torch.Tensor,
+        compression=compression,
+        backward_passes_per_step=backward_passes_per_step,
+        op=op,
+        gradient_predivide_factor=gradient_predivide_factor,
+        num_groups=num_groups,
+        groups=groups,
+        process_set=process_set,
+        attack=attack,
+    )
     base = type(optimizer)
     methods = {**vars(_DistributedOptimizer), "__module__": "horovod.torch.optimizer"}
     cls = type(base.__name__, (base,), methods)
@@ -67,8 +66,8 @@ def DistributedOptimizer(
     # Not the constructor, which would lose state and defaults and may need other arguments. A
     # learning-rate scheduler made earlier has put a bound `step` of the base on the instance.
     wrapped.__dict__.update({k: v for k, v in vars(optimizer).items() if k != "step"})
-    wrapped._wrap(optimizer, named_parameters, backward_passes_per_step, op, process_set)
-    wrapped._connect(compression, attack)
+    wrapped._wrap(optimizer, named_parameters, reduction)
+    wrapped._connect(reduction)
     return wrapped
 
 
@@ -83,31 +82,29 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         self,
         optimizer: torch.optim.Optimizer,
         named_parameters: NamedParameters | None,
-        passes: int,
-        op: Any,
-        process_set: Any,
+        reduction: Reduction,
     ) -> None:
         self._base: Any = optimizer
         self._parameter_names = _names(self.param_groups, named_parameters)
-        self.backward_passes_per_step = passes
-        self.op = op
-        self.process_set = process_set
+        self.backward_passes_per_step = reduction.backward_passes_per_step
+        self.op = reduction.op
+        self.process_set = reduction.process_set
         self._exchange: GradientExchange | None = None
         self._synchronized = False
         self._should_synchronize = True
 
-    def _connect(self, compression: Any, attack: Attack | None) -> None:
+    def _connect(self, reduction: Reduction) -> None:
         """Start to watch the gradients, if there is anybody to exchange them with."""
-        engines = context.engines(self.process_set, attack)
+        engines = context.engines(reduction.process_set, reduction.attack)
         if engines is not None:
-            if compression is Compression.sign:
+            if reduction.compression is Compression.sign:
                 engines.plan.check_signs()
             self._exchange = GradientExchange(
                 engines,
                 self._named_parameters,
-                compression,
-                self.backward_passes_per_step,
-                factor=len(engines.plan.groups) if self.op == hvd.Sum else 1.0,
+                reduction.compression,
+                reduction.backward_passes_per_step,
+                reduction.factor(len(engines.plan.groups)),
             )
 
     def _named_parameters(self) -> list[tuple[str, torch.Tensor]]:

@@ -8,21 +8,21 @@ import horovod.torch.elastic.sampler as elastic
 import torch
 from torch.utils.data import DistributedSampler
 
-from horovod_detox.script.job import Frontend, Job
-from horovod_detox.script.states import RandomState
+from horovod_detox.launcher.random_states import RandomState
+from horovod_detox.launcher.stand_in import Frontend, Script
 from horovod_detox.torch.context import context
 from horovod_detox.torch.optimizer import DistributedOptimizer
 
 
-def take_over(job: Job) -> Frontend:
+def take_over(script: Script) -> Frontend:
     """Serve a script: call this once in a process."""
     state = RandomState("PyTorch", read_state, torch.manual_seed)
-    frontend = Frontend(job, "horovod.torch", hvd, context, state)
+    frontend = Frontend(script, "horovod.torch", hvd, context, state)
     context.before_engines = frontend.before_engines
     # By the name of this module Horovod's broadcast_optimizer_state knows a distributed optimizer,
     # of which no rank may step alone; its own name for that function is one of those replaced.
     DistributedOptimizer.__module__ = "horovod.torch.optimizer"
-    _replace_samplers(job)
+    _replace_samplers(script)
     return frontend
 
 
@@ -34,7 +34,7 @@ def read_state() -> list[bytes]:
     return [state.numpy().tobytes() for state in states]
 
 
-def _replace_samplers(job: Job) -> None:
+def _replace_samplers(script: Script) -> None:
     """Have torch's sampler, its subclasses and Horovod's elastic one deal to groups."""
     construct = DistributedSampler.__init__
 
@@ -43,9 +43,9 @@ def _replace_samplers(job: Job) -> None:
         self: Any, dataset: Any, num_replicas: Any = None, rank: Any = None, *args: Any, **more: Any
     ) -> None:
         if rank is not None:
-            num_replicas, rank = job.share("DistributedSampler", num_replicas, rank)
+            num_replicas, rank = script.share("DistributedSampler", num_replicas, rank)
         construct(self, dataset, num_replicas, rank, *args, **more)
 
     DistributedSampler.__init__ = deal
-    elastic.size = lambda: job.share("ElasticSampler", hvd.size(), hvd.rank())[0]
-    elastic.rank = lambda: job.share("ElasticSampler", hvd.size(), hvd.rank())[1]
+    elastic.size = lambda: script.share("ElasticSampler", hvd.size(), hvd.rank())[0]
+    elastic.rank = lambda: script.share("ElasticSampler", hvd.size(), hvd.rank())[1]

@@ -1,20 +1,22 @@
-"""A gradient that all ranks compute from one batch, with torch."""
+"""The trial with torch: a gradient that all ranks compute from one batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import horovod.torch as hvd
 import numpy as np
 import torch
+from torch import nn
 
-from horovod_detox.preflight import PreflightReport, Trial
+from horovod_detox.determinism.trial import SEED, Piece, try_out
+from horovod_detox.determinism.verdict import PreflightReport
+from horovod_detox.torch.conditions import conditions
 from horovod_detox.torch.context import context
-from horovod_detox.torch.settings import settings
-from horovod_detox.trial import SEED, Piece, compare_trials, digest, from_first_rank, seeded
 
 
 def preflight(
-    model: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], torch.Tensor] | None = None
+    model: nn.Module, batch: Any, loss: Callable[[Any, Any], torch.Tensor] | None = None
 ) -> PreflightReport:
     """Let every rank compute the gradient of rank 0's batch, twice, and compare the bits.
 
@@ -29,52 +31,91 @@ def preflight(
         loss: `loss(outputs, targets)`; None: the sum of the outputs' squares.
 
     Returns:
-        the same report on every rank: its `str()` is the verdict, `table()` the settings that
+        the same report on every rank: its `str()` is the verdict, `table()` the conditions that
         differ, `is_deterministic` whether the job is fit for votes.
 
     Raises:
         RankFailed: where another rank could not compute the gradient.
     """
-    collectives = context.collectives("detox.preflight")
     plan = context.session().plan()
-    tensors = iter(from_first_rank(collectives, "batch", [_piece(t) for t in _tensors(batch)]))
-    common = _mapped(batch, lambda tensor: _tensor(next(tensors)).to(tensor.device))
-    buffers = [buffer for _, buffer in model.named_buffers()]
-    state = from_first_rank(collectives, "buffers", [_piece(buffer) for buffer in buffers])
+    collectives = context.collectives("detox.preflight")
+    return try_out(collectives, plan.groups if plan else None, _Subject(model, batch, loss))
 
-    def gradients() -> dict[str, str]:
-        with _unchanged(model), _seeded(), torch.enable_grad():
-            for buffer, piece in zip(buffers, state, strict=True):
+
+def checkup() -> PreflightReport:
+    """Try out a small network that needs the usual kernels, on a GPU if there is one."""
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda:{hvd.local_rank() % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    rng = np.random.default_rng(SEED)
+    model = network()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.from_numpy(rng.normal(0, 0.1, tuple(weight.shape))))
+    inputs = torch.from_numpy(rng.normal(size=(32, 3, 16, 16)).astype(np.float32))
+    return preflight(model.to(device), inputs.to(device))
+
+
+def network() -> nn.Module:
+    """Return a network with convolutions, batch normalisation and matrix products."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 16 * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+class _Subject:
+    """A model, a batch and a loss of torch: a `determinism.trial.Subject`."""
+
+    def __init__(self, model: nn.Module, batch: Any, loss: Any) -> None:
+        self._model, self._batch, self._loss = model, batch, loss
+        self.batch = [_piece(tensor) for tensor in _tensors(batch)]
+        self.state = [_piece(buffer) for buffer in model.buffers()]
+
+    def conditions(self) -> dict[str, str]:
+        return conditions()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: _bytes(weight) for name, weight in self._model.named_parameters()}
+
+    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> dict[str, np.ndarray]:
+        tensors = iter(batch)
+        common = _mapped(self._batch, lambda tensor: _tensor(next(tensors)).to(tensor.device))
+        with _unchanged(self._model), _seeded(), torch.enable_grad():
+            for buffer, piece in zip(self._model.buffers(), state, strict=True):
                 buffer.detach().copy_(_tensor(piece))
-            return _gradients(model, common, loss)
+            return self._computed(common)
 
-    def trial() -> Trial:
-        weights = {name: digest(_bytes(weight)) for name, weight in model.named_parameters()}
-        return Trial(settings(), weights, gradients(), gradients())
-
-    return compare_trials(collectives, plan.groups if plan else None, trial)
-
-
-def _gradients(model: torch.nn.Module, batch: Any, loss: Any) -> dict[str, str]:
-    """Return the digest of each gradient; `autograd.grad` leaves alone what the optimizer sees."""
-    inputs, targets = (batch, None) if loss is None else batch
-    outputs = _call(model, inputs)
-    value = _sum_of_squares(outputs) if loss is None else loss(outputs, targets).sum()
-    weights = dict(model.named_parameters())
-    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
-    if not trained:
-        raise ValueError("no parameter of the model requires a gradient")
-    found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-    digests = {
-        name: digest(_bytes(gradient))
-        for name, gradient in zip(trained, found, strict=True)
-        if gradient is not None
-    }
-    nothing = digest(np.empty(0, np.uint8))
-    return {name: digests.get(name, nothing) for name in weights}
+    def _computed(self, batch: Any) -> dict[str, np.ndarray]:
+        """Return each gradient; `autograd.grad` leaves alone what the optimizer sees."""
+        inputs, targets = (batch, None) if self._loss is None else batch
+        outputs = _call(self._model, inputs)
+        if self._loss is None:
+            value = _sum_of_squares(outputs)
+        else:
+            value = self._loss(outputs, targets).sum()
+        weights = dict(self._model.named_parameters())
+        trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        if not trained:
+            raise ValueError("no parameter of the model requires a gradient")
+        found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        nothing = np.empty(0, np.uint8)
+        gradients = dict.fromkeys(weights, nothing)
+        for name, gradient in zip(trained, found, strict=True):
+            if gradient is not None:
+                gradients[name] = _bytes(gradient)
+        return gradients
 
 
-def _call(model: torch.nn.Module, inputs: Any) -> Any:
+def _call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
@@ -88,7 +129,7 @@ def _sum_of_squares(outputs: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+def _unchanged(model: nn.Module) -> Iterator[None]:
     """Leave the model's buffers as they were."""
     saved = [
         (module, name, buffer, buffer.detach().clone())
@@ -107,7 +148,7 @@ def _unchanged(model: torch.nn.Module) -> Iterator[None]:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """Compute from a common random state; the process's own is as before."""
-    with seeded(), torch.random.fork_rng(range(torch.cuda.device_count())):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(SEED)
         yield
 

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from horovod_detox.script.arguments import parse
-from horovod_detox.script.imports import Finder
-from horovod_detox.script.job import Job
-from horovod_detox.script.launch import run
+from horovod_detox.launcher.arguments import parse
+from horovod_detox.launcher.imports import Finder
+from horovod_detox.launcher.launch import run
+from horovod_detox.launcher.stand_in import Script
 
 FOLDER = Path(__file__).parent
 
 
 def main(path):
     cases = json.loads(path.read_text())
-    job, results = Job(), {}
+    job, results = Script(), {}
     sys.meta_path.insert(0, Finder(job))
     for name, (flags, script, rest) in cases.items():
         command = [str(FOLDER / script), *rest]

@@ -8,10 +8,10 @@ import horovod.tensorflow as hvd
 import keras
 import numpy as np
 
-from horovod_detox.exchange.facts import share
-from horovod_detox.groups import Groups
+from horovod_detox.exchange.sharing import share
 from horovod_detox.tensorflow.context import context, reseed
 from horovod_detox.tensorflow.variables import broadcast_variables, native
+from horovod_detox.vote.groups import Groups
 
 
 class _Callback(keras.callbacks.Callback):

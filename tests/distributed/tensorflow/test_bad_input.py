@@ -6,9 +6,9 @@ import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 from horovod_detox import Detox
-from horovod_detox.engine import RanksDisagree
+from horovod_detox.exchange.agreement import RanksDisagree
 from horovod_detox.exchange.collectives import ExchangeTimeout
-from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.exchange.step import NoMajority
 from tests.distributed.tensorflow.training import everywhere, fit, sgd
 
 pytestmark = pytest.mark.ranks(4)

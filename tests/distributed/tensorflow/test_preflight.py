@@ -10,8 +10,8 @@ import tensorflow as tf
 import horovod_detox.keras
 import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras
-from horovod_detox.first_step import NotDeterministic
-from horovod_detox.tensorflow.settings import SETTINGS
+from horovod_detox.determinism.first_step import NotDeterministic
+from horovod_detox.tensorflow.conditions import SETTINGS
 from tests.distributed.tensorflow.training import everywhere, sgd
 
 pytestmark = pytest.mark.ranks(4)
@@ -70,7 +70,7 @@ def test_equal_ranks_are_deterministic_and_nothing_changes(start):
     report = hvd.preflight(model, batch(), loss_function)
     assert str(report) == "deterministic: 4 ranks computed the same bits"
     assert (bits(model), draw()) == (before, expected)
-    assert report.settings[0]["intra-op threads"] == "1"
+    assert report.conditions[0]["intra-op threads"] == "1"
     assert everywhere(report) == [report] * 4
     assert hvd.preflight(model, batch()[0]).is_deterministic
     model.trainable_variables[0].assign_add(np.full((3, 3, 2, 4), hvd.rank() == 2))

@@ -11,7 +11,7 @@ import horovod_detox.tensorflow as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
 from horovod_detox.exchange import EXCHANGES, owners
-from horovod_detox.exchange.outcome import NoMajority
+from horovod_detox.exchange.step import NoMajority
 from tests.distributed.tensorflow.training import (
     BATCH,
     STEPS,
@@ -114,9 +114,10 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
         rightly = owners.aggregate_votes
 
         def wrongly(rule, parts, updates, *args):
-            rightly(rule, parts, updates, *args)
+            means = rightly(rule, parts, updates, *args)
             for update in updates:
                 update ^= 1
+            return means
 
         monkeypatch.setattr(owners, "aggregate_votes", wrongly)
     start(group_size=2, outer="median", witnesses=2)

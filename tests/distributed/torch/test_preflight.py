@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import horovod_detox.torch as hvd
-from horovod_detox.first_step import NotDeterministic
+from horovod_detox.determinism.first_step import NotDeterministic
 from tests.distributed.torch.training import everywhere
 
 pytestmark = pytest.mark.ranks(4)
@@ -59,7 +59,7 @@ def test_equal_ranks_are_deterministic_and_nothing_changes(start):
     before = state(model)
     report = hvd.preflight(model, batch(), cross_entropy)
     assert str(report) == "deterministic: 4 ranks computed the same bits"
-    assert report.settings[0]["torch threads"] == "1"
+    assert report.conditions[0]["torch threads"] == "1"
     assert state(model) == before
     assert everywhere(report) == [report] * 4
     assert hvd.fault_report().steps == 0

@@ -10,8 +10,8 @@ import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.aggregators import AGGREGATORS, by_name
 from horovod_detox.exchange import EXCHANGES, owners
-from horovod_detox.exchange.outcome import NoMajority
 from horovod_detox.exchange.sharded import Sharded
+from horovod_detox.exchange.step import NoMajority
 from tests.distributed.torch.training import digest, everywhere, loss_of, model, train
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -166,9 +166,10 @@ def test_a_rank_that_aggregates_wrongly_is_named_by_its_witnesses(start, monkeyp
         rightly = owners.aggregate_votes
 
         def wrongly(rule, parts, updates, *args):
-            rightly(rule, parts, updates, *args)
+            means = rightly(rule, parts, updates, *args)
             for update in updates:
                 update ^= 1
+            return means
 
         monkeypatch.setattr(owners, "aggregate_votes", wrongly)
     start(group_size=2, outer="median", witnesses=2)

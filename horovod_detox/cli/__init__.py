@@ -1,0 +1,1 @@
+"""The console script `horovod-detox`: `main.py`, and a module for each command."""

@@ -1,0 +1,196 @@
+"""Compare settings for a job before it runs: what they stand, what they cost, what to choose."""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from horovod_detox.planning.advice import advise, percent
+from horovod_detox.planning.comparison import (
+    Candidate,
+    Comparison,
+    HostLoss,
+    Job,
+    Redundancy,
+    compare,
+)
+
+WIDTH = 100
+"""Columns of the tables when the output is no terminal."""
+
+LEAST_SHARE = 0.0005
+"""Outcomes with a smaller probability are not shown."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    add = parser.add_argument
+    add("--ranks", type=int, required=True, help="number of ranks, p")
+    add("--byzantine", type=int, required=True, help="faulty ranks to be prepared for, q")
+    add("--parameters", type=float, default=11e6, help="of the model (default: 11e6, ResNet-18)")
+    add("--bytes-per-parameter", type=int, default=4, help="as gradients travel (default: 4)")
+    add("--batch-size", type=int, default=32, help="samples per rank and step (default: 32)")
+    add("--hosts", help="their number, or their ranks as for horovodrun: a:8,b:8")
+    add("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the comparison and the advice."""
+    hosts = None if args.hosts is None else parse_hosts(args.hosts, args.ranks)
+    job = Job(
+        args.ranks,
+        args.byzantine,
+        args.parameters,
+        args.bytes_per_parameter,
+        args.batch_size,
+        hosts,
+    )
+    comparison = compare(job)
+    if args.json:
+        print(json.dumps({**asdict(comparison), "advice": advise(comparison)}, indent=2))
+    else:
+        _print(comparison)
+    return 0
+
+
+def parse_hosts(text: str, ranks: int) -> tuple[str, ...]:
+    """Return the host of each rank, from the number of hosts or a list of hosts with slots.
+
+    Raises:
+        ValueError: when it is neither, or the hosts do not hold so many ranks.
+
+    >>> parse_hosts("2", 5), parse_hosts("a:1,b:2", 3)
+    (('host0', 'host0', 'host0', 'host1', 'host1'), ('a', 'b', 'b'))
+    """
+    if text.isascii() and text.isdigit():
+        if not 1 <= int(text) <= ranks:
+            raise ValueError(f"hosts = {text}: there must be from 1 to {ranks}, one for each rank")
+        return tuple(f"host{rank * int(text) // ranks}" for rank in range(ranks))
+    hosts: list[str] = []
+    for part in text.split(","):
+        name, _, slots = part.strip().rpartition(":")
+        if not name or not (slots.isascii() and slots.isdigit()):
+            raise ValueError(f"hosts = {text!r} is neither a number nor a list such as a:8,b:8")
+        hosts += [name] * int(slots)
+    return tuple(hosts)
+
+
+def _print(comparison: Comparison) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    for sheet in _sheets(comparison):
+        table = Table(
+            *sheet.header,
+            title=sheet.title,
+            title_justify="left",
+            caption=sheet.caption,
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        for row in sheet.rows:
+            table.add_row(*map(str, row))
+        console.print(table)
+        console.print()
+    for sentence in advise(comparison):
+        console.print(f"- {sentence}", markup=False)
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A table as it is printed."""
+
+    title: str
+    header: Sequence[str]
+    rows: Iterable[Sequence[object]]
+    caption: str | None = None
+
+
+def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
+    job = comparison.job
+    faulty = f"{job.byzantine} faulty of {job.ranks} ranks"
+    yield _Sheet(
+        f"What {faulty} do to groups of r",
+        ["r", "groups", "captured at worst", "captured at random", "bad votes", "all intact"],
+        map(_capture_row, comparison.redundancies),
+    )
+    yield _Sheet(
+        f"What redundancy costs: gradients of {_megabytes(job.gradient_bytes)}",
+        ["r", "batch", "variance", "samples", "compute", "received", "leaders", "memory"],
+        map(_cost_row, comparison.redundancies),
+        f"batch, variance: with {job.batch_size} samples per rank. samples, compute: per rank, for "
+        f"the batch of {job.ranks * job.batch_size} of r = 1. received: by a rank in a step, on "
+        "average also sent, and as a multiple of allreduce's. leaders: the same with "
+        'exchange="leaders", at most. memory: beside the model and the gradient.',
+    )
+    yield _Sheet(
+        f"Which rules stand {faulty}",
+        ["r", "inner", "buckets", "outer", "stands", "at random", "at worst"],
+        map(_rule_row, comparison.candidates),
+        "stands: captured groups, whatever these send. at worst: whether Detox accepts it.",
+    )
+    if comparison.host_losses:
+        yield _Sheet(
+            "What a host does to the groups when all its ranks lie",
+            ["r", "placement", "worst host", "captured", "abstaining", "stood by"],
+            map(_host_row, comparison.host_losses),
+        )
+
+
+def _capture_row(redundancy: Redundancy) -> Sequence[object]:
+    groups = len(redundancy.sizes)
+    likely = [(c, share) for c, share in enumerate(redundancy.captured) if share >= LEAST_SHARE]
+    return (
+        redundancy.group_size,
+        ", ".join(f"{n} of {size}" for size, n in sorted(Counter(redundancy.sizes).items())),
+        redundancy.captured_at_worst,
+        ", ".join(f"{c}: {percent(share)}" for c, share in likely),
+        f"{redundancy.bad_votes:.2g} ({percent(redundancy.bad_votes / groups)})",
+        percent(redundancy.intact),
+    )
+
+
+def _cost_row(redundancy: Redundancy) -> Sequence[object]:
+    return (
+        redundancy.group_size,
+        redundancy.batch,
+        f"x {redundancy.compute:.1f}",
+        f"{redundancy.samples_per_rank:.4g}",
+        f"x {redundancy.compute:.1f}",
+        f"{_megabytes(redundancy.received)} (x {redundancy.of_allreduce:.2f})",
+        _megabytes(redundancy.leaders_received),
+        _megabytes(redundancy.memory),
+    )
+
+
+def _rule_row(candidate: Candidate) -> Sequence[object]:
+    accepted = "fits" if candidate.holds == 1 else "fits, but for ties of even groups"
+    return (
+        candidate.group_size,
+        candidate.inner if candidate.buckets else "",
+        candidate.buckets or "",
+        candidate.outer,
+        "-" if candidate.stands is None else candidate.stands,
+        percent(candidate.holds),
+        accepted if candidate.fits else candidate.reason,
+    )
+
+
+def _host_row(loss: HostLoss) -> Sequence[object]:
+    return (
+        loss.group_size,
+        loss.placement,
+        f"{loss.host} ({loss.ranks} ranks)",
+        f"{loss.captured} of {loss.groups}",
+        loss.abstaining,
+        ", ".join(loss.stood_by) or "none",
+    )
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.4g} MB"

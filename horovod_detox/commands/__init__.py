@@ -1,1 +1,0 @@
-"""The commands of `horovod-detox`: each module has `add_arguments(parser)` and `run(args)`."""

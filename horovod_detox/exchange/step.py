@@ -1,0 +1,160 @@
+"""What an exchange is given and returns, and the one place that decides when there is no update."""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from horovod_detox.aggregators import Aggregator, Hierarchy, TooFewVotes
+from horovod_detox.arrays.namespaces import Copy, Words
+from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.momentum import Means, Momentum
+from horovod_detox.packing.layout import Buffers
+from horovod_detox.vote.groups import Groups
+from horovod_detox.vote.majority import Verdict
+
+
+class Plan(Protocol):
+    """What an exchange must know of the settings; `config.Plan` is one."""
+
+    @property
+    def groups(self) -> Groups: ...
+    @property
+    def rule(self) -> Hierarchy: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def witnesses(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is known from earlier steps.
+
+    Attributes:
+        previous: `(w,)` words of the latest finite update, for rules that keep a centre; None: no
+            rule needs it, or there was none.
+        distrusted: the ranks that dissented lately.
+        momentum: makes running means of the votes, of which each rank has those of the slices that
+            it aggregates; None: the rule is given the votes.
+    """
+
+    previous: Words | None = None
+    distrusted: frozenset[int] = frozenset()
+    momentum: Momentum | None = None
+
+    def cut(self, start: int, stop: int) -> "Memory":
+        """Return what is known of a slice of the words."""
+        previous = None if self.previous is None else self.previous[start:stop]
+        momentum = None if self.momentum is None else self.momentum.cut(start, stop)
+        return Memory(previous, self.distrusted, momentum)
+
+
+AT_FIRST = Memory()
+"""What is known before the first step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank brings to one exchange.
+
+    Attributes:
+        collectives: of the p ranks of the plan.
+        plan: groups, and the rule of this step.
+        buffers: what the words of the copy are.
+        copy: `(w,)` words, this rank's copy of its group's gradient; left as it is.
+        agreement: raises when the ranks are not about to do the same; waited for before anything
+            that was received is used.
+        memory: what is known from earlier steps.
+        update: `(w,)` words of any contents, which the update is written to.
+    """
+
+    collectives: Collectives
+    plan: Plan
+    buffers: Buffers
+    copy: Copy
+    agreement: Handle
+    memory: Memory
+    update: Words
+
+    def cut(self, start: int, stop: int) -> "Step":
+        """Return the step of a slice of the words."""
+        return replace(
+            self,
+            buffers=self.buffers.cut(start, stop),
+            copy=self.copy[start:stop],
+            memory=self.memory.cut(start, stop),
+            update=self.update[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one exchange.
+
+    Attributes:
+        update: `(w,)` words, the aggregated gradient; the same bits on every rank.
+        verdict: the vote of every group.
+        non_finite: the groups whose vote held NaN or infinity.
+        miscalculators: the ranks whose part of the aggregation differed from that of most who
+            computed it, ascending.
+        means: with momentum, those that this rank computed.
+    """
+
+    update: Words
+    verdict: Verdict
+    non_finite: tuple[int, ...]
+    miscalculators: tuple[int, ...] = ()
+    means: Means = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether at most half of the votes were not finite, and so the update is."""
+        return 2 * len(self.non_finite) <= len(self.verdict.winners)
+
+
+class Exchange(Protocol):
+    """A way for copies and votes to travel: a module with this function."""
+
+    def exchange(self, step: Step) -> Outcome:
+        """Turn what this rank brings into the outcome of all ranks.
+
+        Raises:
+            NoMajority: on every rank, when the votes left are too few for the rule.
+        """
+        ...
+
+
+class NoMajority(RuntimeError):
+    """Too many groups lost their majority for an update to be computed."""
+
+
+def rule_for(plan: Plan, verdict: Verdict, non_finite: tuple[int, ...]) -> Aggregator | None:
+    """Return the rule fitted to the finite votes of this step; None: the update is not finite.
+
+    Abstaining groups are left out. Non-finite votes are left out too, unless more than half of
+    the votes are: then so is the update, and AMP's GradScaler skips the step as usual.
+
+    Raises:
+        NoMajority: when what is left is too little for the rule.
+    """
+    votes = len(verdict.winners)
+    if not votes:
+        raise NoMajority(_explain(plan, verdict, "every group lost its majority"))
+    if 2 * len(non_finite) > votes:
+        return None
+    try:
+        return plan.rule.fit(votes - len(non_finite))
+    except TooFewVotes as error:
+        raise NoMajority(_explain(plan, verdict, str(error))) from None
+
+
+def _explain(plan: Plan, verdict: Verdict, reason: str) -> str:
+    suspects = ", ".join(
+        f"group {group} (ranks {', '.join(map(str, plan.groups.members[group]))})"
+        for group in verdict.abstentions
+    )
+    same = f"the same within tolerance = {plan.tolerance}" if plan.tolerance else "the same bits"
+    return (
+        f"no update in this step: {reason}. Without a majority: {suspects or 'none'}. "
+        f"If no rank is faulty, the ranks of a group do not compute {same}: give them the "
+        "same data (GroupSampler), random state (seed_group), thread count and library versions"
+    )

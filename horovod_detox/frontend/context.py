@@ -1,0 +1,224 @@
+"""A job as one process sees it: initialisation, and what a script may ask about its groups."""
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from horovod_detox.arrays import host_kernels
+from horovod_detox.attacks import Attack
+from horovod_detox.config import Detox, Plan
+from horovod_detox.determinism.conditions import Conditions
+from horovod_detox.determinism.first_step import FirstStep
+from horovod_detox.drill import DrilledEngine
+from horovod_detox.engine import Engine
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.frontend.session import Session, agree
+from horovod_detox.vote.groups import group_seeds
+from horovod_detox.vote.ledger import Event, FaultReport, Ledger
+
+SETUP_TIMEOUT = 300.0
+
+
+class Context:
+    """The session of this process, reached through one of Horovod's frontends.
+
+    Args:
+        hvd: `horovod.torch` or `horovod.tensorflow`.
+        collectives: puts it behind the seam: `collectives(scope, timeout, process_set)`.
+        conditions: returns what may change the bits that this process computes.
+
+    Attributes:
+        make_collectives: the same; benchmarks wrap it to see the traffic of a job.
+        before_engines: called with the process set of every optimizer that is about to be wrapped;
+            the launcher of unmodified scripts sets it.
+    """
+
+    def __init__(
+        self,
+        hvd: Any,
+        collectives: Callable[[str, float, Any], Collectives],
+        conditions: Callable[[], Conditions],
+    ) -> None:
+        self._hvd = hvd
+        self._conditions = conditions
+        self.make_collectives = collectives
+        self.before_engines: Callable[[Any], None] = lambda process_set: None
+        self._session: Session | None = None
+        self._engines: Counter[int] = Counter()  # made on each process set, for unique names
+
+    def init(self, *args: Any, detox: Detox | None = None, **kwargs: Any) -> None:
+        """Initialise Horovod and agree on the settings with all ranks.
+
+        Args:
+            *args, **kwargs: as for Horovod's own `init`.
+            detox: the settings, the same on every rank; None: from HOROVOD_DETOX_* variables.
+
+        Raises:
+            ValueError: on every rank, when some rank's settings are wrong or differ from another's.
+        """
+        self._hvd.init(*args, **kwargs)
+        self._session = None
+        everybody = self._hvd.global_process_set
+        collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
+        self._session = agree(collectives, detox)
+        if collectives.size > 1:
+            prepare_kernels(collectives, is_first_of_host=self._hvd.local_rank() == 0)
+
+    def shutdown(self) -> None:
+        """Shut Horovod down and forget the session."""
+        self._hvd.shutdown()
+        self._session = None
+        self._engines.clear()
+
+    def session(self) -> Session:
+        """Return the session of this process.
+
+        Raises:
+            RuntimeError: when there is none, or the job has another size than it was made for.
+        """
+        if self._session is None:
+            raise RuntimeError(
+                "horovod_detox has not been initialised: call its init(), not that of horovod"
+            )
+        if self._hvd.size() != len(self._session.hosts):
+            raise RuntimeError(
+                f"the job was initialised with {len(self._session.hosts)} ranks and now has "
+                f"{self._hvd.size()}: groups cannot change during a job (elastic resets are not "
+                "supported)"
+            )
+        return self._session
+
+    def engines(self, process_set: Any, attack: Attack | None = None) -> "Engines | None":
+        """Return the maker of one optimizer's engines; None where there is nobody to vote with.
+
+        All ranks of the set call this in the same order.
+
+        Args:
+            process_set: the ranks that train together.
+            attack: what faulty ranks send, for a drill; None: the one of HOROVOD_DETOX_ATTACK.
+        """
+        session = self.session()
+        self.before_engines(process_set)
+        attack = attack or session.attack
+        if not process_set.included():
+            return None
+        plan = session.plan(process_set.ranks)
+        if plan is None:
+            if attack is not None:
+                warnings.warn("a single process rehearses no attack", stacklevel=4)
+            return None
+        number = self._engines[process_set.process_set_id]
+        self._engines[process_set.process_set_id] += 1
+        scope = f"detox.{process_set.process_set_id}.{number}"
+
+        def collectives(name: str) -> Collectives:
+            return self.make_collectives(f"{scope}.{name}", session.config.timeout, process_set)
+
+        def first_step() -> FirstStep | None:
+            if not session.config.preflight or session.config.tolerance:  # bits then do not count
+                return None
+            is_drill = attack is not None
+            ranks = process_set.ranks
+            return FirstStep(plan.groups, self._conditions, ranks, is_drill, session.told)
+
+        ledger = session.ledger(process_set.ranks)
+        return Engines(plan, collectives, ledger, attack, first_step)
+
+    def collectives(self, scope: str) -> Collectives:
+        """Return the collectives of all ranks, under names that begin with `scope`."""
+        timeout = self.session().config.timeout
+        return self.make_collectives(scope, timeout, self._hvd.global_process_set)
+
+    def group(self) -> int:
+        """Return the index of this rank's group."""
+        plan = self.session().plan()
+        return plan.groups.of(self._hvd.rank()) if plan else 0
+
+    def group_rank(self) -> int:
+        """Return this rank's position among the members of its group."""
+        plan = self.session().plan()
+        return plan.groups.members[self.group()].index(self._hvd.rank()) if plan else 0
+
+    def group_size(self) -> int:
+        """Return the number of ranks in this rank's group."""
+        plan = self.session().plan()
+        return len(plan.groups.members[self.group()]) if plan else 1
+
+    def num_groups(self) -> int:
+        """Return k, the number of groups."""
+        plan = self.session().plan()
+        return len(plan.groups) if plan else 1
+
+    def fault_report(self, process_set: Any = None) -> FaultReport:
+        """Return the account of faults among the ranks of a set, the same on each of them.
+
+        Args:
+            process_set: None: all ranks.
+        """
+        ranks = (process_set or self._hvd.global_process_set).ranks
+        ledger = self.session().ledger(ranks)
+        return ledger.report() if ledger else FaultReport()
+
+    def on_fault(self, callback: Callable[[Event], None]) -> None:
+        """Call `callback(event)` on this rank for every fault among all ranks from now on."""
+        ledger = self.session().ledger()
+        if ledger:
+            ledger.subscribe(callback)
+
+    def seed_python(self, seed: int) -> int:
+        """Seed python and NumPy by group; return a seed for the framework, also by group."""
+        python, numpy, framework = group_seeds(seed, self.group())
+        random.seed(python)
+        np.random.seed(numpy)
+        return framework
+
+
+class Engines:
+    """The engines of one optimizer; all ranks make the same ones in the same order.
+
+    Attributes:
+        plan: groups and rule of the ranks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        collectives: Callable[[str], Collectives],
+        ledger: Ledger | None,
+        attack: Attack | None,
+        first_step: Callable[[], FirstStep | None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self._collectives = collectives
+        self._ledger = ledger
+        self._attack = attack
+        self._first_step = first_step
+
+    def make_for_losses(self) -> Engine:
+        """Make an engine for losses, of which only those of this step count: without momentum."""
+        plan = replace(self.plan, config=replace(self.plan.config, momentum=0.0))
+        return Engine(plan, self._collectives("loss"), self._ledger)
+
+    def make_for_gradients(self, name: str = "gradients") -> "Engine | DrilledEngine":
+        """Make an engine that corrupts the copies of faulty ranks, if this is a drill."""
+        engine = Engine(self.plan, self._collectives(name), self._ledger, self._first_step())
+        if self._attack is None:
+            return engine
+        return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))
+
+
+def prepare_kernels(collectives: Collectives, is_first_of_host: bool) -> None:
+    """Let one rank compile the kernels, if need be, then one of each other host; the others load.
+
+    Where the hosts share the folder of compiled code, only the first has to.
+    """
+    for turn in (collectives.rank == 0, is_first_of_host):
+        if turn:
+            host_kernels.prepare()
+        collectives.allgather("kernels", np.zeros(1, np.int64)).wait()
+    host_kernels.prepare()

@@ -1,0 +1,208 @@
+"""The fault ledger: which rank dissented, which group abstained, when."""
+
+import json
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from horovod_detox.vote.groups import Groups
+from horovod_detox.vote.majority import Verdict
+
+DISSENT = "dissent"
+ABSTENTION = "abstention"
+NON_FINITE = "non_finite"
+MISCALCULATION = "miscalculation"
+KINDS = (DISSENT, ABSTENTION, NON_FINITE, MISCALCULATION)
+KEPT_EVENTS = 10_000
+
+log = logging.getLogger("horovod_detox")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One recorded fact.
+
+    Attributes:
+        step: number of the exchange, from 0.
+        kind: `dissent` (the copies of `ranks` lost their group's vote), `abstention` (the group
+            had no strict majority; `ranks`, its members, are suspects), `non_finite` (the group's
+            vote held NaN or infinity and was excluded), `miscalculation` (what `ranks` of the group
+            computed for all was not what most of the slice's witnesses computed).
+        group: index of the group.
+        ranks: the ranks concerned, ascending.
+        hosts: the host of each of them; empty when all ranks of the job are on one.
+    """
+
+    step: int
+    kind: str
+    group: int
+    ranks: tuple[int, ...]
+    hosts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Tell the fact in one line."""
+        ranks, members = _list(self.ranks), _list(self.ranks)
+        if self.hosts:
+            places = zip(self.ranks, self.hosts, strict=True)
+            ranks = _list(f"{rank} (host {host})" for rank, host in places)
+            members += f" on hosts {_list(dict.fromkeys(self.hosts))}"
+        what = {
+            DISSENT: f"group {self.group} outvoted rank {ranks}",
+            ABSTENTION: f"group {self.group} had no majority and was left out (ranks {members})",
+            NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {members})",
+            MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
+        }
+        return f"step {self.step}: {what[self.kind]}"
+
+
+@dataclass(frozen=True)
+class FaultReport:
+    """The account so far, the same on every rank.
+
+    Attributes:
+        steps: number of exchanges.
+        dissents: number of steps in which each rank dissented; honest ranks are absent.
+        abstentions: number of steps in which each group abstained.
+        non_finite: number of steps in which each group's vote was not finite.
+        miscalculations: number of steps in which each rank computed a wrong part of the update;
+            known with `Detox(witnesses=2)` or more.
+        events: the latest facts (`KEPT_EVENTS` at most), oldest first.
+        hosts: the host of every rank; empty when they are not known.
+    """
+
+    steps: int = 0
+    dissents: dict[int, int] = field(default_factory=dict)
+    abstentions: dict[int, int] = field(default_factory=dict)
+    non_finite: dict[int, int] = field(default_factory=dict)
+    miscalculations: dict[int, int] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    hosts: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
+        """Return the ranks that ever dissented or miscalculated, by host."""
+        return _by_host(sorted(self.dissents.keys() | self.miscalculations.keys()), self.hosts)
+
+    def __str__(self) -> str:
+        """Tell the account in one line."""
+        found = [f"{who} dissented in {n}" for who, n in self._culprits(self.dissents)]
+        found += [f"group {group} abstained in {n}" for group, n in self.abstentions.items()]
+        found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
+        found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
+        return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps"
+
+    def to_json(self) -> str:
+        """Serialise the report, events included."""
+        return json.dumps(asdict(self))
+
+    def _culprits(self, totals: Mapping[int, int]) -> Iterator[tuple[str, str]]:
+        """Yield who is at fault, and in how many steps: ranks, or a host of which all ranks are."""
+        everyone = _by_host(self.hosts, self.hosts)
+        if len(everyone) < 2:
+            yield from ((f"rank {rank}", str(n)) for rank, n in totals.items())
+            return
+        for host, ranks in _by_host(totals, self.hosts).items():
+            if len(ranks) > 1 and ranks == everyone[host]:
+                least, most = min(totals[r] for r in ranks), max(totals[r] for r in ranks)
+                n = str(most) if least == most else f"{least} to {most}"
+                yield f"host {host} (ranks {_list(ranks)})", n
+            else:
+                yield from ((f"rank {rank} (host {host})", str(totals[rank])) for rank in ranks)
+
+
+def _by_host(ranks: Iterable[int], hosts: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Sort ranks by their hosts, as far as these are known."""
+    ranks_of: dict[str, tuple[int, ...]] = {}
+    for rank in ranks:
+        if host := hosts.get(rank):
+            ranks_of[host] = (*ranks_of.get(host, ()), rank)
+    return ranks_of
+
+
+def _list(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))
+
+
+class Ledger:
+    """Append-only account of the verdicts among some ranks of a job.
+
+    Args:
+        groups: the groups of the ranks, counted from 0.
+        ranks: the names under which they are reported; None: as they are counted.
+        logs: whether to log the first fault of every rank and group.
+        hosts: of the ranks, as they are counted; None: not known.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        ranks: Sequence[int] | None = None,
+        logs: bool = True,
+        hosts: Sequence[str] | None = None,
+    ) -> None:
+        self._logs = logs
+        self._groups = groups
+        self._ranks = ranks or range(groups.world_size)
+        self._hosts = dict(zip(self._ranks, hosts, strict=True)) if hosts else {}
+        self._members = [self._named(members) for members in groups.members]
+        self._steps = 0
+        self._totals = {kind: Counter() for kind in KINDS}
+        self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._callbacks: list[Callable[[Event], None]] = []
+
+    def subscribe(self, callback: Callable[[Event], None]) -> None:
+        """Call `callback(event)` for every event from now on."""
+        self._callbacks.append(callback)
+
+    def record(
+        self,
+        step: int,
+        verdict: Verdict,
+        non_finite: tuple[int, ...] = (),
+        miscalculators: tuple[int, ...] = (),
+    ) -> None:
+        """Enter the verdict of a step, the groups of non-finite votes, and who miscalculated."""
+        self._steps += 1
+        for group, vote in enumerate(verdict.votes):
+            if vote.winners is None:
+                self._enter(step, ABSTENTION, group, self._members[group], [group])
+            if vote.dissenters:
+                dissenters = self._named(vote.dissenters)
+                self._enter(step, DISSENT, group, dissenters, dissenters)
+        for group in non_finite:
+            self._enter(step, NON_FINITE, group, self._members[group], [group])
+        for rank in miscalculators:
+            culprit = self._named([rank])
+            self._enter(step, MISCALCULATION, self._groups.of(rank), culprit, culprit)
+
+    def report(self) -> FaultReport:
+        """Return the account so far."""
+        totals = {kind: dict(sorted(count.items())) for kind, count in self._totals.items()}
+        return FaultReport(
+            steps=self._steps,
+            dissents=totals[DISSENT],
+            abstentions=totals[ABSTENTION],
+            non_finite=totals[NON_FINITE],
+            miscalculations=totals[MISCALCULATION],
+            events=tuple(self._events),
+            hosts=dict(self._hosts),
+        )
+
+    def _named(self, ranks: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self._ranks[rank] for rank in ranks)
+
+    def _enter(
+        self, step: int, kind: str, group: int, ranks: tuple[int, ...], culprits: Sequence[int]
+    ) -> None:
+        """Append an event and count it for each culprit: ranks, or the group."""
+        several = len(set(self._hosts.values())) > 1
+        hosts = tuple(self._hosts[rank] for rank in ranks) if several else ()
+        event = Event(step, kind, group, ranks, hosts)
+        totals = self._totals[kind]
+        if self._logs and not all(totals[culprit] for culprit in culprits):
+            log.warning("%s", event)
+        totals.update(culprits)
+        self._events.append(event)
+        for callback in self._callbacks:
+            callback(event)

@@ -1,0 +1,218 @@
+"""The check of a first exchange: real engines, ranks as threads, settings in disguise."""
+
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from horovod_detox import Detox
+from horovod_detox.attacks import Zero
+from horovod_detox.determinism.first_step import FirstStep, NotDeterministic, fingerprint_parameters
+from horovod_detox.drill import DrilledEngine
+from horovod_detox.engine import Engine
+from horovod_detox.exchange import EXCHANGES
+from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.step import NoMajority
+from horovod_detox.frontend.context import Context
+from horovod_detox.packing.layout import Layout
+from measuring.traffic import Traffic
+
+LAYOUT = Layout((("first", (3,), "float32"), ("second", (40,), "float32")))
+WAYS = {name: Detox(exchange=name, one_round_bytes=0) for name in EXCHANGES}
+WAYS["in parts"] = Detox(one_round_bytes=0, overlap_bytes=64)
+THREADS = "torch threads"
+
+
+def copies_of(p, k=2, wrong=()):
+    """Return the copy of each rank, with another number in the second parameter of wrong ones."""
+    copies = [[np.full(3, rank % k, np.float32), np.ones(40, np.float32)] for rank in range(p)]
+    for rank in wrong:
+        copies[rank][1][-1] = 7 + rank
+    return [LAYOUT.pack([np.concatenate(parts)]) for parts in copies]
+
+
+def job(copies, detox=WAYS["sharded"], threads=(), attack=None, steps=1, **options) -> Any:
+    """Exchange copies; return, by rank, the last update or the error, the report, the traffic."""
+    plan = detox.plan(len(copies))
+    conditions = [{"host": f"host {rank}", THREADS: "4"} for rank in range(len(copies))]
+    for rank in threads:
+        conditions[rank][THREADS] = "2"
+
+    def program(collectives):
+        rank, traffic = collectives.rank, Traffic()
+        seam = traffic.watch(collectives)
+        is_drill = attack is not None
+        check = FirstStep(plan.groups, lambda: conditions[rank], is_drill=is_drill, **options)
+        engine = Engine(plan, seam, first_step=check)
+        sender = DrilledEngine(engine, attack, seam) if attack else engine
+        result = None
+        try:
+            for _ in range(steps):
+                if detox.overlap_bytes > 64:
+                    outcome = sender.exchange(copies[rank], LAYOUT)
+                else:
+                    under_way = engine.begin(copies[rank], LAYOUT, np.empty_like(copies[rank]))
+                    outcome = engine.finish(under_way, copies[rank], LAYOUT)
+                result = LAYOUT.typed(outcome.update)[0]
+        except NoMajority as error:
+            result = error
+        return result, engine.ledger.report(), [call.name for call in traffic.calls]
+
+    return InProcessCluster(len(copies)).run(program)
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return WAYS[request.param]
+
+
+def told(caplog):
+    """Return what the check has logged, without the ledgers' lines."""
+    messages = [record.getMessage() for record in caplog.records if record.name == "horovod_detox"]
+    return [message for message in messages if not message.startswith("step ")]
+
+
+def test_a_fault_is_told_from_the_rest_and_the_job_goes_on(way, caplog):
+    fair = job(copies_of(6), way)[0][0]
+    assert told(caplog) == []
+    for update, report, names in job(copies_of(6, wrong=[3]), way):
+        assert update.tobytes() == fair.tobytes()
+        assert report.dissents == {3: 1}
+        assert names.count("preflight.parameters") == 1
+    assert told(caplog) == [
+        "first step: rank 3 faulty at tensor second: it alone differs, with the settings of the "
+        "others"
+    ]
+
+
+def test_dissenters_with_other_settings_are_not_accused(way):
+    for error, report, _ in job(copies_of(6, wrong=[1, 4]), way, threads=[1, 4]):
+        assert isinstance(error, NotDeterministic)
+        text = str(error)
+        assert "tensor second: rank 1 differs: torch threads 2 against 4; rank 4 differs" in text
+        assert "torch threads  4      0, 2, 3, 5\n               2      1, 4" in text
+        for remedy in ("seed_group", "GroupSampler", "OMP_NUM", "tolerance", "preflight=False"):
+            assert remedy in text
+        assert (report.steps, report.dissents) == (0, {})
+
+
+def test_no_majority_in_most_groups_is_refused(way):
+    for error, report, _ in job(copies_of(9, k=3, wrong=[0, 3, 1, 4]), way):
+        assert isinstance(error, NotDeterministic)
+        assert "ranks 0, 3, 6 have no majority, with the same settings; ranks 1, 4, 7" in str(error)
+        assert "The settings of all ranks are the same." in str(error)
+        assert report.steps == 0
+
+
+def test_no_majority_anywhere_still_says_so(way):
+    for error, _, _ in job(copies_of(6, wrong=range(6)), way):
+        assert isinstance(error, NotDeterministic)
+        assert str(error).startswith("no update in this step: every group lost its majority")
+
+
+def test_no_majority_in_a_few_groups_is_told_and_left_out(way, caplog):
+    for update, report, _ in job(copies_of(9, k=3, wrong=[0, 3]), way):
+        assert update[0] == 1.5
+        assert report.abstentions == {0: 1}
+    assert "nondeterministic at tensor second: ranks 0, 3, 6 have no majority" in told(caplog)[0]
+
+
+def test_two_members_that_differ_by_their_settings_are_refused():
+    pairs = replace(WAYS["sharded"], group_size=2)
+    for error, _, _ in job(copies_of(6, k=3, wrong=[5]), pairs, threads=[5]):
+        assert "rank 5 differs: torch threads 2 against 4" in str(error)
+
+
+def test_settings_that_others_have_with_the_same_bits_explain_nothing(caplog):
+    """Rank 3 has two threads; but so has rank 2, whose copy is that of ranks 0 and 4."""
+    for update, report, _ in job(copies_of(6, wrong=[3]), threads=[2, 3]):
+        assert isinstance(update, np.ndarray)
+        assert report.dissents == {3: 1}
+    assert "rank 3 faulty" in told(caplog)[0]
+
+
+@pytest.mark.parametrize("threads", [[], [1]])
+def test_a_drill_is_never_refused(threads, caplog):
+    """Two of three members of a group lie differently: it abstains, as ever."""
+    for outcome, report, _ in job(copies_of(9, 3, [1]), attack=Zero(ranks=(4,)), threads=threads):
+        assert outcome[0] == 1.0
+        assert report.abstentions == {1: 1}
+    assert len(told(caplog)) == 1
+    for error, _, _ in job(copies_of(3, 1, [1]), attack=Zero(ranks=(2,)), threads=threads):
+        assert type(error) is NoMajority
+
+
+def test_settings_that_have_changed_no_bit_are_a_single_warning(caplog):
+    warned = set()
+    for _ in range(2):
+        for update, report, _ in job(copies_of(6), threads=[1], told=warned):
+            assert report.dissents == {}
+            assert len(update) == 43
+    assert len(told(caplog)) == 1
+    assert "torch threads  4      0, 2, 3, 4, 5\n               2      1" in told(caplog)[0]
+
+
+def test_settings_may_differ_between_groups(caplog):
+    job(copies_of(6), threads=[1, 3, 5])
+    assert told(caplog) == []
+
+
+def test_later_steps_and_good_first_ones_cost_nothing_more():
+    (_, _, one), *_ = job(copies_of(6))
+    (_, _, three), *_ = job(copies_of(6), steps=3)
+    assert "preflight.parameters" not in three
+    assert three.count("preflight.conditions") == 1
+    assert len(three) - len(one) == 2 * (len(one) - 1)
+
+
+def test_ranks_of_a_set_are_named_as_in_the_job(caplog):
+    caplog.set_level(logging.WARNING)
+    job(copies_of(6, wrong=[3]), ranks=(4, 5, 6, 7, 8, 9))
+    assert "rank 7 faulty" in told(caplog)[0]
+    errors = job(copies_of(6, wrong=[3]), threads=[3], ranks=(4, 5, 6, 7, 8, 9))
+    assert "2      7" in str(errors[0][0])
+
+
+def test_parameters_are_told_apart_by_their_own_bits():
+    """Of an odd number of elements, so that neighbours share words."""
+    for dtype in ("float16", "bfloat16", "float32", "float64"):
+        layout = Layout(tuple((f"p{i}", (length,), dtype) for i, length in enumerate((3, 1, 0, 5))))
+        before = np.zeros(layout.words, np.int64)
+        after = before.copy()
+        layout.typed(after)[0][3] = 1
+        changed = fingerprint_parameters(before, layout) != fingerprint_parameters(after, layout)
+        assert changed.any(axis=1).tolist() == [False, True, False, False]
+    signs = Layout((("a", (100,), "float32"), ("b", (100,), "float32"))).signs
+    before = np.zeros(signs.words, np.int64)
+    after = before.copy()
+    after[3] = 1
+    changed = fingerprint_parameters(before, signs) != fingerprint_parameters(after, signs)
+    assert changed.any(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("preflight", [True, False])
+def test_frontends_check_unless_told_not_to(preflight):
+    def program(collectives):
+        everybody = SimpleNamespace(included=lambda: True, ranks=[0, 1, 2], process_set_id=0)
+        hvd = SimpleNamespace(
+            init=lambda: None,
+            size=lambda: 3,
+            local_rank=lambda: collectives.rank,
+            global_process_set=everybody,
+        )
+        context = Context(hvd, lambda *_: collectives, lambda: {THREADS: str(collectives.rank)})
+        context.init(detox=Detox(preflight=preflight))
+        engines = context.engines(everybody)
+        assert engines is not None
+        engines.make_for_losses().exchange(copies_of(3, 1, [2])[collectives.rank], LAYOUT)
+        try:
+            engines.make_for_gradients().exchange(copies_of(3, 1, [2])[collectives.rank], LAYOUT)
+        except NotDeterministic:
+            return "refused"
+        return "accused"
+
+    expected = "refused" if preflight else "accused"
+    assert InProcessCluster(3).run(program) == [expected] * 3

@@ -1,0 +1,117 @@
+"""The ledger: facts in, totals and events out."""
+
+import json
+import logging
+
+from horovod_detox.vote import ledger as ledger_module
+from horovod_detox.vote.groups import form_groups
+from horovod_detox.vote.ledger import Event, FaultReport, Ledger
+from horovod_detox.vote.majority import Verdict, Vote
+
+GROUPS = form_groups(6, 3)  # (0, 2, 4) and (1, 3, 5)
+FINE = Vote(winners=(0,))
+
+
+def test_totals_and_events():
+    ledger = Ledger(GROUPS)
+    ledger.record(0, Verdict((FINE, FINE)))
+    ledger.record(1, Verdict((Vote((0,), dissenters=(4,)), Vote(None))))
+    ledger.record(2, Verdict((Vote((0,), dissenters=(2, 4)), FINE)), non_finite=(1,))
+    report = ledger.report()
+    assert (report.steps, report.dissents) == (3, {2: 1, 4: 2})
+    assert (report.abstentions, report.non_finite) == ({1: 1}, {1: 1})
+    assert report.events == (
+        Event(1, "dissent", 0, (4,)),
+        Event(1, "abstention", 1, (1, 3, 5)),
+        Event(2, "dissent", 0, (2, 4)),
+        Event(2, "non_finite", 1, (1, 3, 5)),
+    )
+    assert json.loads(report.to_json())["dissents"] == {"2": 1, "4": 2}
+    assert str(report).startswith("rank 2 dissented in 1, rank 4 dissented in 2, group 1 abstained")
+
+
+def test_an_account_without_faults_says_so():
+    ledger = Ledger(GROUPS)
+    ledger.record(0, Verdict((FINE, FINE)))
+    assert str(ledger.report()) == "no fault in any of 1 steps"
+
+
+def test_ranks_of_a_subset_are_reported_by_their_names_in_the_job():
+    ledger = Ledger(form_groups(3, 3), ranks=(2, 5, 7))
+    ledger.record(0, Verdict((Vote((0,), dissenters=(1,)),)))
+    assert ledger.report().dissents == {5: 1}
+    ledger.record(1, Verdict((Vote(None),)))
+    assert ledger.report().events[-1].ranks == (2, 5, 7)
+
+
+def test_a_culprit_is_logged_once_and_told_to_callbacks_always(caplog):
+    told = []
+    ledger = Ledger(GROUPS)
+    ledger.subscribe(told.append)
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        for step in range(3):
+            ledger.record(step, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    assert caplog.messages == ["step 0: group 0 outvoted rank 4"]
+    assert [event.step for event in told] == [0, 1, 2]
+
+
+def test_memory_is_bounded_and_totals_are_not(monkeypatch):
+    monkeypatch.setattr(ledger_module, "KEPT_EVENTS", 5)
+    ledger = Ledger(GROUPS)
+    for step in range(20):
+        ledger.record(step, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    report = ledger.report()
+    assert report.dissents == {4: 20}
+    assert [event.step for event in report.events] == [15, 16, 17, 18, 19]
+
+
+def test_on_several_hosts_faults_are_told_with_their_hosts(caplog):
+    ledger = Ledger(GROUPS, hosts="aabbcc")
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), Vote(None))), miscalculators=(5,))
+    assert caplog.messages == [
+        "step 0: group 0 outvoted rank 2 (host b), 4 (host c)",
+        "step 0: group 1 had no majority and was left out (ranks 1, 3, 5 on hosts a, b, c)",
+        "step 0: rank 5 (host c) computed a wrong part of the update",
+    ]
+    report = ledger.report()
+    assert report.hosts_at_fault == {"b": (2,), "c": (4, 5)}
+    assert [event.hosts for event in report.events] == [("b", "c"), ("a", "b", "c"), ("c",)]
+    assert str(report) == (
+        "rank 2 (host b) dissented in 1, rank 4 (host c) dissented in 1, "
+        "group 1 abstained in 1, rank 5 (host c) miscalculated in 1 of 1 steps"
+    )
+    assert json.loads(report.to_json())["hosts"] == {str(r): h for r, h in enumerate("aabbcc")}
+
+
+def test_a_host_of_which_every_rank_is_at_fault_is_one_thing():
+    ledger = Ledger(GROUPS, hosts="aabbcd")
+    everyone = Verdict((Vote((0,), dissenters=(2, 4)), Vote((1,), dissenters=(3,))))
+    ledger.record(0, everyone)
+    ledger.record(1, everyone, miscalculators=(2, 3))
+    assert str(ledger.report()) == (
+        "host b (ranks 2, 3) dissented in 2, rank 4 (host c) dissented in 2, "
+        "host b (ranks 2, 3) miscalculated in 1 of 2 steps"
+    )
+    ledger.record(2, Verdict((FINE, Vote((1,), dissenters=(3,)))))
+    assert str(ledger.report()).startswith("host b (ranks 2, 3) dissented in 2 to 3, rank 4")
+
+
+def test_ranks_are_told_one_by_one_while_another_of_their_host_is_honest():
+    ledger = Ledger(GROUPS, hosts="aabbbc")
+    ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), FINE)))
+    assert str(ledger.report()) == (
+        "rank 2 (host b) dissented in 1, rank 4 (host b) dissented in 1 of 1 steps"
+    )
+
+
+def test_on_one_host_its_name_is_left_out():
+    ledger = Ledger(GROUPS, hosts=["a"] * 6)
+    ledger.record(0, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    assert str(ledger.report()) == "rank 4 dissented in 1 of 1 steps"
+    assert ledger.report().events == (Event(0, "dissent", 0, (4,)),)
+    assert ledger.report().hosts_at_fault == {"a": (4,)}
+
+
+def test_a_report_without_hosts_has_none_at_fault():
+    assert FaultReport(steps=1, dissents={4: 1}).hosts_at_fault == {}
