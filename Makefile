@@ -30,9 +30,14 @@ mpirun := mpirun --oversubscribe --bind-to none $(if $(filter 0,$(shell id -u)),
 job_environment := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 \
     TF_ENABLE_ONEDNN_OPTS=0
 # Run tests on the ranks that a launcher starts; with Horovod's own, on so many.
-ranks = $(job_environment) timeout --foreground --kill-after=30 900 $(1) \
+limit := 900
+ranks = $(job_environment) timeout --foreground --kill-after=30 $(limit) $(1) \
     $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
 job = $(call ranks,$(horovodrun) -np $(1))
+one_process = $(job_environment) timeout --foreground --kill-after=30 7200 $(venv)/bin/python -m pytest
+smoke := tests/test_imports.py tests/test_config.py tests/test_history.py tests/test_path.py \
+    tests/test_promises.py tests/vote tests/packing/test_layout.py tests/determinism \
+    tests/frontend/test_session.py tests/exchange/test_witnesses.py tests/aggregators/test_hierarchy.py
 
 # Run an example on 6 ranks, without the launcher's labels.
 show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 900 \
@@ -44,7 +49,8 @@ show = set -o pipefail; $(job_environment) timeout --foreground --kill-after=30 
 image_options := --build-arg FRAMEWORKS="$(FRAMEWORKS)" --build-arg TORCH=$(TORCH) \
     --build-arg TENSORFLOW=$(TENSORFLOW) $(IMAGE_OPTIONS)
 
-.PHONY: help setup demo demo-tf bench test test-hosts test-mpi mpi-job check-nccl lint format
+.PHONY: help setup demo demo-tf bench check test test-oldest one-process soak mutants test-hosts
+.PHONY: test-mpi mpi-job check-nccl lint format
 .PHONY: image image-test clean
 
 help:
@@ -52,7 +58,11 @@ help:
 	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
 	@echo "make demo-tf  the same with Keras"
 	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
-	@echo "make test     run all tests, in one process and on 4, 6 and 9 ranks"
+	@echo "make check    style, types and the tests that matter most (2 minutes)"
+	@echo "make test     run all tests, in one process and on 4, 6 and 9 ranks (9 minutes)"
+	@echo "make test-oldest  one process, without Horovod, with the oldest versions that are allowed"
+	@echo "make soak     what takes long by its nature: thousands of steps, every pair of all things"
+	@echo "make mutants  break the package in many ways, one at a time: does a test see it?"
 	@echo "make test-hosts  test jobs on three hosts, made of namespaces (root, 2 minutes)"
 	@echo "make test-mpi    build Horovod with MPI in .venv-mpi and run tests of torch with it"
 	@echo "make check-nccl  build Horovod with NCCL in .venv-nccl (6 GB) and check what needs no GPU"
@@ -85,13 +95,42 @@ demo-tf: $(installed)
 bench: $(installed)
 	timeout --foreground --kill-after=30 3600 $(venv)/bin/python -m benchmarks $(BENCH)
 
+# What a change is checked by between two thoughts: style, types, the promise in one process and on
+# 4 ranks.
+check: lint
+	$(one_process) -q --numprocesses=2 $(smoke)
+	$(call job,4) -q tests/distributed/$(firstword $(FRAMEWORKS))/test_trajectory.py
+
 test: $(installed)
-	$(job_environment) timeout --foreground --kill-after=30 1800 $(venv)/bin/python -m pytest
+	$(one_process) --numprocesses=2
 	@set -ex; for framework in $(FRAMEWORKS); do for ranks in 4 6; do \
 	    $(call job,$$ranks) tests/distributed/$$framework; done; done
 ifneq ($(filter torch,$(FRAMEWORKS)),)
 	$(call job,9) tests/distributed/torch/test_simulation.py
 endif
+
+# Without Horovod and TensorFlow, and with everything as old as pyproject.toml allows.
+test-oldest: extras := torch lab measuring test
+test-oldest:
+	@[ -n "$(PYTHON)" ]
+	@[ -x .venv-oldest/bin/python ] || $(PYTHON) -m venv .venv-oldest
+	@$(PYTHON) tools/oldest.py $(extras) > .venv-oldest/constraints.txt
+	@.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet \
+	    --constraint .venv-oldest/constraints.txt --editable '.[torch,lab,measuring,test]'
+	$(MAKE) one-process venv=.venv-oldest
+
+one-process:
+	$(one_process) --numprocesses=2
+
+# Thousands of steps, and every rule in every exchange under every attack.
+soak: export SOAK = 5000
+soak: limit := 7200
+soak: $(installed)
+	$(one_process) --numprocesses=2 tests/test_trajectory.py
+	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py
+
+mutants: $(installed)
+	$(venv)/bin/python tools/mutants.py $(MUTANTS)
 
 test-hosts: $(installed)
 	@$(venv)/bin/python tools/prepare_test_hosts.py

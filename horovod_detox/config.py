@@ -25,14 +25,20 @@ class Detox:
         buckets: number of buckets; None: every vote its own.
         num_byzantine: q, the faulty ranks to be prepared for; None: as many as the aggregators
             can stand.
+        placement: `spread` puts the members of a group on different hosts, `packed` on the same
+            host, `random` deals them by `seed`.
+        timeout: seconds to wait for the other ranks in one exchange.
+        preflight: whether the first exchange of an optimizer also compares what may change bits
+            between ranks: a job whose honest ranks would be accused is refused, and a faulty rank
+            is told from it.
         momentum: beta; the aggregators get the running mean `m <- beta m + (1 - beta) v` of each
             group's votes v, so that a lie cannot hide in the noise of single steps (Karimireddy,
             He, Jaggi, ICML 2021), in place of the optimizer's own. 0: the votes themselves.
         tolerance: for jobs whose honest ranks cannot compute the same bits: copies of a group agree
             when they are so close, relative to their lengths, which is a weaker promise: see
             docs/tolerance.md (`sharded` only, without witnesses). 0: when their bits are equal.
-        placement: `spread` puts the members of a group on different hosts, `packed` on the same
-            host, `random` deals them by `seed`.
+        witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
+            (`sharded` only): one finds a wrong result, two or more name who computed it.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
             published.
         one_round_bytes: when the copies of all ranks together are of at most so many bytes,
@@ -40,13 +46,7 @@ class Detox:
         overlap_bytes: larger gradients are exchanged in parts of so many bytes, each as soon as the
             backward pass has computed it (PyTorch with `sharded` and rules that look at every
             coordinate by itself); 0: as a whole, after the backward pass.
-        witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
-            (`sharded` only): one finds a wrong result, two or more name who computed it.
         seed: seed of the random placement.
-        timeout: seconds to wait for the other ranks in one exchange.
-        preflight: whether the first exchange of an optimizer also compares what may change bits
-            between ranks: a job whose honest ranks would be accused is refused, and a faulty rank
-            is told from it.
 
     Raises:
         ValueError: naming the field, its value and its bound.
@@ -57,16 +57,16 @@ class Detox:
     outer: str | Aggregator = "median"
     buckets: int | None = None
     num_byzantine: int | None = None
+    placement: str = "spread"
+    timeout: float = 1800.0
+    preflight: bool = True
     momentum: float = 0.0
     tolerance: float = 0.0
-    placement: str = "spread"
+    witnesses: int = 0
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 21
     overlap_bytes: int = 1 << 26
-    witnesses: int = 0
     seed: int = 0
-    timeout: float = 1800.0
-    preflight: bool = True
 
     def __post_init__(self) -> None:
         _check_integer("group_size", self.group_size, at_least=1)

@@ -84,8 +84,22 @@ def test_every_field_has_its_variable():
             "PATH": "/bin",
         }
     )
-    rules = (5, "multi_krum(f=1)", "mean", 2, None, 0.9, 0.0)
-    assert detox == Detox(*rules, "packed", "sharded", 4096, 8192, 2, 9, 12.5, False)
+    assert detox == Detox(
+        group_size=5,
+        inner="multi_krum(f=1)",
+        outer="mean",
+        buckets=2,
+        num_byzantine=None,
+        momentum=0.9,
+        placement="packed",
+        exchange="sharded",
+        one_round_bytes=4096,
+        overlap_bytes=8192,
+        witnesses=2,
+        seed=9,
+        timeout=12.5,
+        preflight=False,
+    )
     assert len(Detox().describe()) == 15  # a new field needs a line above
     # It does not go with witnesses.
     assert Detox.from_environment({"HOROVOD_DETOX_TOLERANCE": "1e-5"}).tolerance == 1e-5

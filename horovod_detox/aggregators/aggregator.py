@@ -9,9 +9,9 @@ import numpy as np
 
 from horovod_detox.aggregators.gram import gram_matrix
 from horovod_detox.arrays.blocks import Rows, by_block, finite_rows, weighted
-from horovod_detox.arrays.namespaces import dtype_name, like, view
+from horovod_detox.arrays.namespaces import Vector, Votes, dtype_name, like, view
 
-Gram = Callable[[Any, Any], np.ndarray]
+Gram = Callable[[Rows, Vector | None], np.ndarray]
 
 
 class TooFewVotes(ValueError):
@@ -111,12 +111,14 @@ class Aggregator:
         """
         return np.eye(len(gram) - 1)
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         """Reduce the rows, every column by itself: `(m, b) -> (b,)`."""
         (row,) = rows
         return row
 
-    def reduce(self, values: Rows, gram: Gram = gram_matrix, previous: Any = None) -> Any:
+    def reduce(
+        self, values: Rows, gram: Gram = gram_matrix, previous: Vector | None = None
+    ) -> Vector:
         """Aggregate finite votes or a slice of their columns: n times `(d,)` to `(d,)`.
 
         Args:
@@ -132,7 +134,7 @@ class Aggregator:
         )
         return rule._apply(weights, values, previous)
 
-    def __call__(self, values: Any, previous: Any = None) -> Any:
+    def __call__(self, values: Votes, previous: Vector | None = None) -> Vector:
         """Aggregate n votes: `(n, d) -> (d,)` of the same kind, element type and device.
 
         Votes that are not finite are left out; if these are more than half, the result is NaN.
@@ -154,17 +156,17 @@ class Aggregator:
         if not finite.all():
             votes = votes[np.flatnonzero(finite).tolist()]
         if previous is not None:
-            previous = view(previous)
-            if previous.shape != votes.shape[1:]:
-                raise ValueError(f"previous has the shape {tuple(previous.shape)}, not (d,)")
-            previous = previous if finite_rows(previous[None]).all() else None
+            centre = view(previous)
+            if centre.shape != votes.shape[1:]:
+                raise ValueError(f"previous has the shape {tuple(centre.shape)}, not (d,)")
+            previous = centre if finite_rows(centre[None]).all() else None
         return like(values, self.reduce(votes, previous=previous))
 
-    def _apply(self, weights: np.ndarray, values: Rows, previous: Any) -> Any:
+    def _apply(self, weights: np.ndarray, values: Rows, previous: Vector | None) -> Vector:
         mix = weighted(weights)
         return by_block(lambda *block: self.combine(mix(*block)), values, previous)
 
-    def _undefined(self, values: Any) -> Any:
+    def _undefined(self, values: Votes) -> Vector:
         return by_block(lambda block, before: block[0] + np.nan, values)
 
     @property

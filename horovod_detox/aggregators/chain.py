@@ -1,7 +1,7 @@
 """A pre-aggregator in front of a rule."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from horovod_detox.aggregators.gram import compose
 from horovod_detox.aggregators.hierarchy import Hierarchy
 from horovod_detox.aggregators.mixing import PreAggregator
 from horovod_detox.arrays.blocks import Rows
+from horovod_detox.arrays.namespaces import Vector
 
 
 @dataclass(frozen=True)
@@ -75,5 +76,5 @@ class Chain(Aggregator):
         weights = self.pre.weights(gram)
         return self.rule.weights(compose(gram, weights)) @ weights
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         return self.rule.combine(rows)

@@ -1,12 +1,13 @@
 """Rules that look at every coordinate by itself."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator
 from horovod_detox.arrays.blocks import Rows, kernels, mean
+from horovod_detox.arrays.namespaces import Vector
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Median(Aggregator):
     Yin, Chen, Ramchandran, Bartlett, ICML 2018, option I of algorithm 1.
     """
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         return kernels(rows).trimmed_mean(rows, middle_ranks(len(rows)))
 
 
@@ -46,7 +47,7 @@ class TrimmedMean(Aggregator):
 
     f: int | None = None
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         n, f = len(rows), self.faults(len(rows))
         return kernels(rows).trimmed_mean(rows, range(f, n - f)) if f else mean(rows)
 
@@ -61,7 +62,7 @@ class MeaMed(Aggregator):
 
     f: int | None = None
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         n, f = len(rows), self.faults(len(rows))
         return kernels(rows).trimmed_mean(rows, middle_ranks(n), n - f) if f else mean(rows)
 
@@ -76,7 +77,7 @@ class Phocas(Aggregator):
 
     f: int | None = None
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         n, f = len(rows), self.faults(len(rows))
         return kernels(rows).trimmed_mean(rows, range(f, n - f), n - f) if f else mean(rows)
 
@@ -88,7 +89,7 @@ class SignMajority(Aggregator):
     Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote", ICLR 2019.
     """
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         return kernels(rows).sign_majority(rows)
 
 

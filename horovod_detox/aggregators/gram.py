@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from horovod_detox.arrays.blocks import Rows, for_blocks, kernels, working_dtype
-from horovod_detox.arrays.namespaces import namespace
+from horovod_detox.arrays.namespaces import Vector, namespace
 
 _SPREAD = 2.0**16
 """Squared ratio of the farthest vote to the majority beyond which their mean is a bad centre."""
 
 
-def gram_matrix(values: Rows, reference: Any = None) -> np.ndarray:
+def gram_matrix(values: Rows, reference: Vector | None = None) -> np.ndarray:
     """Return the float64 Gram matrix of n finite votes: `(n + 1, n + 1)`.
 
     Args:
@@ -37,7 +37,7 @@ def gram_matrix(values: Rows, reference: Any = None) -> np.ndarray:
     return sum(blocks, np.zeros((len(votes) + 1, len(votes) + 1)))
 
 
-def _block_gram(rows: Rows, reference: Any) -> np.ndarray:
+def _block_gram(rows: Rows, reference: Vector | None) -> np.ndarray:
     """Return the Gram matrix seen from the mean of the votes, or from their median.
 
     The mean is cheap, but a single vote can drag it so far away that the distances between the

@@ -1,7 +1,7 @@
 """The two-level rule of DETOX: an inner rule inside buckets of votes, an outer one over them."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from horovod_detox.aggregators.coordinate import Mean
 from horovod_detox.aggregators.gram import gram_matrix
 from horovod_detox.aggregators.mixing import PreAggregator
 from horovod_detox.arrays.blocks import Rows, by_block, weighted, working_dtype
-from horovod_detox.arrays.namespaces import dtype_name, namespace
+from horovod_detox.arrays.namespaces import Vector, Votes, dtype_name, namespace
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Hierarchy(Aggregator):
     def at(self, step: int) -> Self:
         return replace(self, inner=self.inner.at(step), outer=self.outer.at(step))
 
-    def reduce(self, values: Rows, gram: Gram = gram_matrix, previous: Any = None) -> Any:
+    def reduce(
+        self, values: Rows, gram: Gram = gram_matrix, previous: Vector | None = None
+    ) -> Vector:
         rule = self.fit(len(values))
         if rule.buckets == len(values):
             return rule.outer.reduce(values, gram, previous)
@@ -97,7 +99,7 @@ class Hierarchy(Aggregator):
             result = rule.outer.reduce(results, gram, previous)
             return namespace(result).cast(result, dtype_name(values[0]))
 
-    def _reduce_buckets(self, values: Rows, gram: Gram, previous: Any) -> Any:
+    def _reduce_buckets(self, values: Rows, gram: Gram, previous: Vector | None) -> Votes:
         """Reduce every bucket: n times `(d,)` to `(buckets, d)`, with one Gram matrix for all."""
         n, buckets = len(values), self._count(len(values))
         matrix = gram(values, previous) if self.inner.uses_gram else np.zeros((n + 1, n + 1))
@@ -108,7 +110,7 @@ class Hierarchy(Aggregator):
             for rule, votes in zip(inner, members, strict=True)
         ]
 
-        def combine(block: Rows, before: Any) -> list[Any]:
+        def combine(block: Rows, before: Vector | None) -> list[Vector]:
             return [
                 rule.combine(mix([block[i] for i in votes], before))
                 for rule, mix, votes in zip(inner, mixes, members, strict=True)

@@ -1,7 +1,7 @@
 """Krum and the rules built on its score."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from horovod_detox.aggregators.aggregator import Aggregator, check_integer
 from horovod_detox.aggregators.coordinate import middle_ranks
 from horovod_detox.aggregators.gram import averaging, squared_distances
 from horovod_detox.arrays.blocks import Rows, kernels, mean
+from horovod_detox.arrays.namespaces import Vector
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Bulyan(Aggregator):
             remaining = np.delete(remaining, scores.argmin())
         return np.delete(np.eye(n), remaining, axis=0)
 
-    def combine(self, rows: Rows) -> Any:
+    def combine(self, rows: Rows) -> Vector:
         if not self.f:
             return mean(rows)
         return kernels(rows).trimmed_mean(rows, middle_ranks(len(rows)), len(rows) - 2 * self.f)

@@ -1,13 +1,14 @@
 """Pre-aggregators that replace the votes by averages of some of them."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from horovod_detox.aggregators.aggregator import Aggregator, check_integer
 from horovod_detox.aggregators.gram import squared_distances
 from horovod_detox.arrays.blocks import by_block, weighted
+from horovod_detox.arrays.namespaces import Vector, Votes
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class PreAggregator(Aggregator):
         """Return the number of rows that n votes become."""
         return n
 
-    def _apply(self, weights: np.ndarray, values: Any, previous: Any) -> Any:
+    def _apply(self, weights: np.ndarray, values: Votes, previous: Vector | None) -> Votes:
         return by_block(weighted(weights), values, previous, rows=len(weights))
 
-    def _undefined(self, values: Any) -> Any:
+    def _undefined(self, values: Votes) -> Vector:
         rows = self.rows(len(values))
         return by_block(lambda block, before: [block[0] + np.nan] * rows, values, rows=rows)
 

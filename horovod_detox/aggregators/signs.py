@@ -1,15 +1,15 @@
 """The majority of signs that travel as bits."""
 
 from collections.abc import Sequence
-from typing import Any
+
+from horovod_detox.arrays.namespaces import Words
 
 
-def sign_majority(votes: Sequence[Any]) -> Any:
+def sign_majority(votes: Sequence[Words]) -> Words:
     """Return the sign that most votes have in every bit: n times `(w,)` -> `(w,)` of int64 words.
 
-    When an even number of votes tie, the first vote decides. The votes are NumPy arrays, or torch
-    tensors on any device. `SignMajority` is the same on numbers: Bernstein, Zhao, Azizzadenesheli,
-    Anandkumar, "signSGD with majority vote", ICLR 2019.
+    When an even number of votes tie, the first vote decides. `SignMajority` is the same on numbers:
+    Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote", ICLR 2019.
 
     >>> import numpy as np
     >>> sign_majority([np.array([0b0011]), np.array([0b0101]), np.array([0b0110])])

@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from horovod_detox.arrays.namespaces import Kernels, dtype_name, namespace, to_numpy
+from horovod_detox.arrays.namespaces import (
+    Kernels,
+    Vector,
+    Votes,
+    dtype_name,
+    namespace,
+    to_numpy,
+)
 
 T = TypeVar("T")
 Rows = Sequence[Any] | Any
@@ -54,9 +61,9 @@ def working_dtype(values: Rows) -> str:
 
 
 def by_block(
-    combine: Callable[[Rows, Any], Any],
+    combine: Callable[[Rows, Vector | None], Any],
     values: Rows,
-    previous: Any = None,
+    previous: Vector | None = None,
     rows: int | None = None,
     dtype: str | None = None,
 ) -> Any:
@@ -93,12 +100,12 @@ def by_block(
     return result
 
 
-def mean(rows: Rows) -> Any:
+def mean(rows: Rows) -> Vector:
     """Average the rows, added up in their order: m times `(b,)` to `(b,)`."""
     return rows[0] if len(rows) == 1 else kernels(rows).mean(rows)
 
 
-def weighted(weights: np.ndarray) -> Callable[..., list[Any]]:
+def weighted(weights: np.ndarray) -> Callable[..., list[Vector]]:
     """Return the function that combines n rows linearly to m, given `(m, n)` weights.
 
     It takes n rows `(b,)` and the previous result, `(b,)` or None, and returns m rows `(b,)`.
@@ -108,7 +115,7 @@ def weighted(weights: np.ndarray) -> Callable[..., list[Any]]:
     """
     recipes = [_recipe(row) for row in weights]
 
-    def combine(rows: Rows, previous: Any = None) -> list[Any]:
+    def combine(rows: Rows, previous: Vector | None = None) -> list[Vector]:
         return [
             mean([rows[i] for i in votes])
             if shares is None
@@ -128,7 +135,7 @@ def _recipe(weights: np.ndarray) -> tuple[list[int], list[float] | None]:
     return votes.tolist(), [*used.tolist(), 1 - float(used.sum())]
 
 
-def _sum(rows: Rows, votes: list[int], shares: list[float], previous: Any) -> Any:
+def _sum(rows: Rows, votes: list[int], shares: list[float], previous: Vector | None) -> Vector:
     terms = [rows[i] for i in votes]
     if previous is None:
         shares = shares[:-1]
@@ -138,7 +145,7 @@ def _sum(rows: Rows, votes: list[int], shares: list[float], previous: Any) -> An
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def finite_rows(values: Any) -> np.ndarray:
+def finite_rows(values: Votes) -> np.ndarray:
     """Say which votes can be aggregated: `(n, d) -> (n,)` of bool.
 
     A vote cannot if an element is NaN or infinite, or so large, beyond 1e145 in float64, that

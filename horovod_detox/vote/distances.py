@@ -1,17 +1,16 @@
 """Distances between copies: what a vote with a tolerance compares in the place of fingerprints."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from horovod_detox.arrays.blocks import LARGEST, Rows, for_blocks, kernels, working_dtype
-from horovod_detox.arrays.namespaces import namespace, view
+from horovod_detox.arrays.namespaces import Copy, namespace, view
 from horovod_detox.packing.layout import Buffers
 from horovod_detox.vote.groups import Groups
 
 
-def distances_in_groups(groups: Groups, buffers: Buffers, copies: Sequence[Any]) -> np.ndarray:
+def distances_in_groups(groups: Groups, buffers: Buffers, copies: Sequence[Copy]) -> np.ndarray:
     """Return the squared distances between the copies of every group's members: `(k, m, m)`.
 
     Those of slices add up to those of the whole copies.

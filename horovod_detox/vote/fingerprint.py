@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from horovod_detox.arrays.namespaces import namespace, view
+from horovod_detox.arrays.namespaces import Copy, Words, namespace, view
 
 WORDS = 2
 """A fingerprint is this many 64-bit words."""
@@ -23,12 +22,12 @@ def slice_bounds(length: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def fingerprint(copy: Any, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+def fingerprint(copy: Copy, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
     """Digest every slice of some words: `(w,) -> (slices, WORDS)` of int64; see `fingerprints`."""
     return fingerprints([copy[start:stop] for start, stop in bounds])
 
 
-def fingerprints(slices: Sequence[Any]) -> np.ndarray:
+def fingerprints(slices: Sequence[Words]) -> np.ndarray:
     """Digest slices, each of flat words: n times `(w,) -> (n, WORDS)` of int64.
 
     The raw bits count: NaN equals the same NaN, -0.0 differs from +0.0. Words in main memory are

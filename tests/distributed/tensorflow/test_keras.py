@@ -241,7 +241,7 @@ def test_local_variables_stay_on_their_rank(start):
     assert (mine.numpy(), ours.numpy()) == (-(hvd.rank() + 1), -1)  # divided by two groups
 
 
-@pytest.mark.parametrize("frontend", [hvd, hvdk, horovod_detox.keras])
+@pytest.mark.parametrize("frontend", [hvd, hvdk])
 def test_local_layers(start, frontend):
     start(group_size=2, outer="mean")
     network = model()
@@ -306,7 +306,7 @@ def test_optimizers_of_tensorflow_1(start):
         )
 
 
-@pytest.mark.parametrize("way", ["fit", "optimizer_in_function", "tape_in_function"])
+@pytest.mark.parametrize("way", ["fit", "tape_in_function"])
 def test_xla_is_refused_with_the_reason(start, way):
     start(group_size=2, outer="mean")
     optimizer = keras.optimizers.SGD()

@@ -33,7 +33,7 @@ RUNS = {
     "statistics": {"method": "detox_median", "model": "normalized", "attack": "nan@3"},
 }
 
-NINE = ("vote", "distances", "momentum and distances", "statistics")
+NINE = ("vote", "distances")
 """Those for jobs of 9 ranks, too."""
 
 
@@ -98,7 +98,7 @@ def case(name, *sizes, exchange="sharded", one_round_bytes=0):
     [
         *(case(name) for name in RUNS if name not in NINE),
         *(case(name, 9) for name in NINE),
-        *(case(name, one_round_bytes=1 << 30) for name in ("vote", "distances", "signs")),
+        *(case(name, one_round_bytes=1 << 30) for name in ("vote", "signs")),
         case("momentum and distances", exchange="leaders"),
     ],
 )

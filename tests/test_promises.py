@@ -1,0 +1,58 @@
+"""docs/promises.md names tests that exist, on the ranks that it says."""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "promises.md").read_text()
+
+
+class Promise(NamedTuple):
+    """One row of the page."""
+
+    words: str
+    test: str
+    counter_test: str
+    ranks: str
+
+
+def promises() -> list[Promise]:
+    """Return the rows of the page."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+    return [Promise(*row) for row in rows[1:]]
+
+
+def functions(file: Path) -> set[str]:
+    """Return the names of the functions of a file."""
+    tree = ast.parse(file.read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def exists(name: str) -> bool:
+    """Return whether there is a test of this name, `file::function`."""
+    file, _, function = name.strip("`").partition("::")
+    return (ROOT / file).is_file() and function in functions(ROOT / file)
+
+
+def test_every_named_test_exists():
+    named = {name for promise in promises() for name in (promise.test, promise.counter_test)}
+    assert {name for name in named if not exists(name)} == set()
+    assert len(promises()) > 35
+
+
+def test_the_check_can_fail():
+    assert not exists("`tests/test_promises.py::test_of_nothing`")
+    assert not exists("`tests/test_nothing.py::test_every_named_test_exists`")
+
+
+def test_no_promise_is_its_own_counter_test():
+    assert all(promise.test != promise.counter_test for promise in promises())
+
+
+def test_the_ranks_are_those_that_the_tests_run_on():
+    for promise in promises():
+        ranks = set(re.findall(r"\d+", promise.ranks.partition(" on ")[0]))
+        started = promise.test.startswith(("`tests/distributed", "`tests/hosts", "`tests/launcher"))
+        assert started == (ranks != {"1"}), promise
