@@ -63,3 +63,9 @@ def test_a_copy_that_several_ranks_share_is_looked_at_once(monkeypatch):
     outcome = aggregate_copies(history.plan, layout.buffers, words)
     assert len(seen) == 3
     assert outcome.verdict.dissenters == (4,)
+
+
+def test_a_rule_draws_anew_in_every_step():
+    history = History(Detox(group_size=1, outer="bucketing(s=2)+median").plan(5))
+    copies = [np.full(1, float(rank**2)) for rank in range(5)]
+    assert len({step(history, copies).item() for _ in range(8)}) > 1

@@ -44,6 +44,7 @@ SECONDS = {"tests": 300, "job": 240}
 GRACE_SECONDS = 30
 
 WHERE = "import horovod_detox as package; print(package.__file__)"
+COMPILE = "from horovod_detox.arrays import host_kernels; host_kernels.prepare()"
 FAILED = re.compile(
     r"^(?:\[\d+\]<std\w+>:)?\s*(?:FAILED|ERROR) (tests/.+?|horovod_detox/.+?)(?: - |$)"
 )
@@ -85,7 +86,7 @@ class Mutation:
 
     def command(self) -> list[str]:
         """Return what runs its tests."""
-        options = ["-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
+        options = ["-x", "-q", "-rfE", "--tb=no", "--assert=plain", "-p", "no:cacheprovider"]
         selection = [*self.tests, *self.job, *(["-k", self.select] if self.select else [])]
         pytest = [sys.executable, "-m", "pytest", *options, *selection]
         if not self.job:
@@ -155,7 +156,7 @@ class Copy:
             RuntimeError: naming what they import.
         """
         start = [str(HOROVODRUN), "--gloo", "-np", "2"] if on_ranks else []
-        run = self.run([*start, sys.executable, "-c", WHERE], 120)
+        run = self.run([*start, sys.executable, "-c", f"{WHERE}; {COMPILE}"], 300)
         ours = str(self._folder / PACKAGE / "__init__.py")
         if run.output.count(ours) != (2 if on_ranks else 1):
             raise RuntimeError(f"the tests do not import {ours}:\n{run.output}")

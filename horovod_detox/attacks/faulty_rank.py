@@ -30,11 +30,6 @@ class FaultyRank:
         self.groups = groups
         self.past: deque[np.ndarray] = deque(maxlen=attack.memory)
 
-    @property
-    def needs_everyone(self) -> bool:
-        """Return whether all ranks must gather their gradients for `corrupt` in every step."""
-        return self.attack.omniscient
-
     def faulty_ranks(self, step: int) -> tuple[int, ...]:
         """Return the ranks that are faulty in this step, ascending."""
         return self.attack.faulty_ranks(step, self.groups)

@@ -120,6 +120,12 @@ def test_no_majority_in_a_few_groups_is_told_and_left_out(way, caplog):
     assert "nondeterministic at tensor second: ranks 0, 3, 6 have no majority" in told(caplog)[0]
 
 
+def test_no_majority_in_half_of_the_groups_is_left_out():
+    for update, report, _ in job(copies_of(6, wrong=[0, 2])):
+        assert update[0] == 1.0
+        assert report.abstentions == {0: 1}
+
+
 def test_two_members_that_differ_by_their_settings_are_refused():
     pairs = replace(WAYS["sharded"], group_size=2)
     for error, _, _ in job(copies_of(6, k=3, wrong=[5]), pairs, threads=[5]):

@@ -10,6 +10,7 @@ from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.step import NoMajority
+from horovod_detox.vote.fingerprint import WORDS, fingerprint
 from horovod_detox.vote.groups import slice_holders
 from tests.cluster import Tampering, exchange_all, failing_everywhere, layout_of
 
@@ -119,3 +120,31 @@ def test_a_single_witness_finds_a_wrong_owner_but_cannot_tell_who_errs(outer):
         Engine(mine, collectives).exchange(layout.pack([value]), layout)  # type: ignore[arg-type]
 
     failing_everywhere(program, 8, NoMajority, r"ranks \[.*2.*\] aggregated the same votes to diff")
+
+
+class TwoFaced(Tampering):
+    """An owner that broadcasts another slice than it fingerprints."""
+
+    def broadcast(self, name, words, root):
+        if root == self.rank and name.startswith("update"):
+            self.true = fingerprint(words, [(0, len(words))]).ravel()
+            words ^= 1
+        return self._collectives.broadcast(name, words, root)
+
+    def allgather(self, name, facts):
+        if name == "results":
+            facts = np.concatenate([self.true, facts[WORDS:]])
+        return self._collectives.allgather(name, facts)
+
+
+def test_an_owner_that_broadcasts_another_slice_than_it_tells_is_named():
+    plan, layout = Detox(witnesses=2).plan(9), layout_of(np.zeros(50))
+
+    def program(collectives):
+        seam: Any = TwoFaced(collectives) if collectives.rank == 4 else collectives
+        value = np.full(50, 1.0 + plan.groups.of(collectives.rank))
+        engine = Engine(plan, seam)
+        update = engine.exchange(layout.pack([value]), layout).update
+        return layout.typed(update)[0].tolist(), engine.ledger.report().miscalculations
+
+    assert InProcessCluster(9).run(program) == [([2.0] * 50, {4: 1})] * 9

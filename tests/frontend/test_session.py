@@ -3,12 +3,15 @@
 import logging
 import re
 import socket
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from horovod_detox import Detox
 from horovod_detox.attacks import Zero
 from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.frontend import session as session_module
 from horovod_detox.frontend.session import Session, agree
 
 
@@ -100,3 +103,17 @@ def test_accounts_know_the_hosts_of_their_ranks():
     assert subset is not None
     assert everyone.report().hosts == dict(enumerate("aabbcc"))
     assert subset.report().hosts == {1: "a", 2: "b", 5: "c"}
+
+
+def test_attacks_that_differ_are_named(monkeypatch):
+    mine = threading.local()
+    environ = SimpleNamespace(get=lambda name, default=None: f"zero@{mine.rank % 2}")
+    monkeypatch.setattr(session_module, "os", SimpleNamespace(environ=environ))
+
+    def program(collectives):
+        mine.rank = collectives.rank
+        with pytest.raises(ValueError, match="attack is zero@0 on ranks 0, 2 but zero@1 on ranks"):
+            agree(collectives, Detox())
+        return True
+
+    assert InProcessCluster(4).run(program) == [True] * 4

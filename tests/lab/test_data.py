@@ -140,3 +140,9 @@ def test_data_is_downloaded_before_it_is_read(
     monkeypatch.setitem(sys.modules, "torchvision", torchvision)
     assert datasets.train_and_test("cifar10", tmp_path) == ("to train with", "to test with")
     assert asked == [(tmp_path, True), (tmp_path, False), (tmp_path, False)]
+
+
+def test_no_digit_is_both_trained_and_tested_with():
+    all_digits = pytest.importorskip("sklearn.datasets").load_digits().data.astype("uint8")
+    images = torch.cat([datasets.digits(train).pixels for train in (True, False)]).numpy()
+    assert sorted(map(bytes, images)) == sorted(map(bytes, all_digits))

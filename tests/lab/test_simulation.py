@@ -209,6 +209,10 @@ def test_a_bad_description_is_refused(tmp_path: Path, text: str, message: str) -
         read(tmp_path / "run.toml")
 
 
+def test_groups_share_the_global_batch():
+    assert Run(global_batch=90).group_batch(15) == 6
+
+
 def test_what_does_not_fit_the_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match="global_batch = 100 cannot be divided among 15 groups"):
         Simulation(read(None, global_batch=100))

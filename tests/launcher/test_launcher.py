@@ -1,30 +1,23 @@
 """Unmodified scripts: what the launcher reads, imports, says and refuses, in one process."""
 
 import os
-import random
 import subprocess
 import sys
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from horovod_detox import Detox
-from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.frontend.session import Session
 from horovod_detox.launcher import speech
 from horovod_detox.launcher.arguments import flag_of, parse
 from horovod_detox.launcher.imports import Finder
 from horovod_detox.launcher.launch import main
-from horovod_detox.launcher.random_states import NUMPY, PYTHON, RandomState, align
 from horovod_detox.launcher.stand_in import Script
 from horovod_detox.registry import meanings
-from horovod_detox.vote.groups import Groups, group_seeds
 
 ROOT = Path(__file__).parents[2]
-needs_horovod = pytest.mark.skipif(find_spec("horovod") is None, reason="needs Horovod")
 RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 OTHER_THAN_DEFAULT = {
     "group_size": "5",
@@ -150,102 +143,6 @@ def test_other_ranks_leave_rank_0_the_time_to_speak(variable, capsys, monkeypatc
     assert capsys.readouterr().err == "horovod_detox: rank 3: no script\n"
 
 
-# Random states.
-
-
-def align_everywhere(states, groups, seed=None):
-    """Align states, [rank][position]; return the new ones, and the names of those seeded."""
-    states = [list(theirs) for theirs in states]
-
-    def program(collectives):
-        mine = states[collectives.rank]
-        cells = [
-            RandomState(name, lambda i=i: mine[i], lambda value, i=i: mine.__setitem__(i, value))
-            for i, name in enumerate(("python", "NumPy", "PyTorch"))
-        ]
-        return align(cells, collectives, groups, seed)
-
-    names = InProcessCluster(len(states)).run(program)
-    assert all(theirs == names[0] for theirs in names)
-    return states, names[0]
-
-
-TWO_GROUPS = Groups(((0, 2), (1, 3)))
-
-
-def test_members_that_agree_keep_their_states():
-    states = [[1, 2, 3], [1, 9, 4], [1, 2, 3], [1, 9, 4]]
-    assert align_everywhere(states, TWO_GROUPS) == (states, [])
-    assert align_everywhere(states, TWO_GROUPS, seed=5) == (states, [])
-
-
-def test_unseeded_members_are_seeded_as_by_seed_group():
-    states = [[rank, rank + 10, rank + 20] for rank in range(4)]
-    seeded, names = align_everywhere(states, TWO_GROUPS, seed=5)
-    assert names == ["python", "NumPy", "PyTorch"]
-    assert seeded[0] == seeded[2] == list(group_seeds(5, 0))
-    assert seeded[1] == seeded[3] == list(group_seeds(5, 1))
-
-
-def test_only_what_differs_inside_a_group_is_seeded_by_its_lowest_rank():
-    states = [[1, 2, 3], [1, 2, 8], [1, 2, 3], [1, 2, 9]]
-    seeded, names = align_everywhere(states, TWO_GROUPS)
-    assert names == ["PyTorch"]
-    assert seeded[0] == seeded[2] == [1, 2, 3]
-    assert seeded[1] == seeded[3]
-    assert seeded[1][:2] == [1, 2]
-    again, _ = align_everywhere([[1, 2, 3], [1, 2, 8], [1, 2, 3], [1, 2, 7]], TWO_GROUPS)
-    assert again == seeded  # whatever the other members had
-    other, _ = align_everywhere([[1, 2, 3], [1, 2, 6], [1, 2, 3], [1, 2, 9]], TWO_GROUPS)
-    assert other[1] != seeded[1]
-
-
-@pytest.mark.parametrize(("state", "draw"), [(PYTHON, random.random), (NUMPY, np.random.rand)])
-def test_states_of_this_process(state, draw):
-    state.seed(1)
-    before = state.digest()
-    first = draw()
-    assert state.digest() != before
-    state.seed(1)
-    assert state.digest() == before
-    assert draw() == first
-    state.seed(2)
-    assert state.digest() != before
-
-
-def test_the_state_of_torch():
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("horovod.torch")
-    from horovod_detox.torch.script import read_state
-
-    torch.manual_seed(1)
-    before = read_state()
-    torch.rand(1)
-    assert read_state() != before
-    torch.manual_seed(1)
-    assert read_state() == before
-
-
-def test_the_state_of_tensorflow():
-    tf = pytest.importorskip("tensorflow")
-    pytest.importorskip("horovod.tensorflow")
-    from horovod_detox.tensorflow.script import read_state, set_seed
-
-    tf.random.set_seed(None)
-    assert read_state() != read_state()  # unseeded states never agree
-    PYTHON.seed(3)
-    NUMPY.seed(3)
-    others = PYTHON.digest(), NUMPY.digest()
-    set_seed(1)
-    before = read_state()
-    drawn = tf.random.uniform([])
-    assert read_state() != before
-    set_seed(1)
-    assert read_state() == before
-    assert tf.random.uniform([]) == drawn
-    assert (PYTHON.digest(), NUMPY.digest()) == others
-
-
 # Dealing.
 
 
@@ -362,106 +259,3 @@ def test_a_script_that_imports_horovod_detox_gets_everything_as_it_is(monkeypatc
     assert finder.find_spec("horovod.torch", None) is None
     assert finder.find_spec("torch", None) is None
     assert not finder.replaced
-
-
-# Running.
-
-CURIOUS = """
-import os, sys
-import neighbour
-main = sys.modules["__main__"]
-print(__name__, os.path.isabs(__file__), os.path.basename(__file__), sys.argv)
-print(os.path.samefile(sys.path[0], os.path.dirname(__file__)), main.__file__ == __file__)
-print("HOROVOD_DETOX_GROUP_SIZE" in os.environ, neighbour.__name__)
-
-def fail():
-    raise {}
-
-if sys.argv[1:2] == ["fail"]:
-    fail()
-"""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "neighbour.py").write_text("")
-    (tmp_path / "curious.py").write_text(CURIOUS.replace("{}", "KeyError('lost')"))
-    (tmp_path / "leaves.py").write_text(CURIOUS.replace("{}", "SystemExit('I leave')"))
-    (tmp_path / "wrong.py").write_text("x = (\n")
-    (tmp_path / "helps.py").write_text("import horovod.torch, sys\nsys.exit(0)\n")
-    package = tmp_path / "lacking" / "horovod" / "torch"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package.parent / "__init__.py").write_text("")
-    return tmp_path
-
-
-def python(folder, *command, rank="0", path=()):
-    environment = os.environ | {"HOROVOD_RANK": rank}
-    environment["PYTHONPATH"] = os.pathsep.join([*map(str, path), str(ROOT)])
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-NOTHING_PROTECTED = "ended without a DistributedOptimizer or a DistributedGradientTape"
-
-
-@needs_horovod
-@pytest.mark.parametrize(
-    ("where", "how"),
-    [("", ["curious.py"]), ("lacking", ["../curious.py"]), ("", ["-m", "curious"])],
-)
-def test_a_script_finds_what_it_would_find_by_itself(folder, where, how):
-    alone = python(folder / where, *how, "--group-size", "9", "-m")
-    ours = python(folder / where, "-m", "horovod_detox", *how, "--group-size", "9", "-m")
-    assert alone.returncode == 0, alone.stderr
-    assert ours.stdout == alone.stdout
-    assert ours.returncode == 2  # it trains nothing
-    assert NOTHING_PROTECTED in ours.stderr
-    assert ours.stderr.count("\n") == 1
-    flags = ("-m", "horovod_detox", "--group-size", "3", *how)
-    assert "\nTrue neighbour" in python(folder / where, *flags).stdout
-
-
-@needs_horovod
-@pytest.mark.parametrize(("script", "code"), [("curious.py", 1), ("leaves.py", 1), ("wrong.py", 1)])
-def test_a_script_fails_as_it_would_by_itself(folder, script, code):
-    alone = python(folder, script, "fail")
-    ours = python(folder, "-m", "horovod_detox", script, "fail")
-    assert (ours.returncode, alone.returncode) == (code, code)
-    assert ours.stderr == alone.stderr
-    assert ours.stdout == alone.stdout
-
-
-@needs_horovod
-def test_only_rank_0_ends_a_script_that_protected_nothing(folder):
-    other = python(folder, "-m", "horovod_detox", "curious.py", rank="1")
-    assert (other.returncode, other.stderr) == (0, "")
-
-
-def test_a_script_that_only_shows_its_help_may(folder):
-    pytest.importorskip("horovod.torch")
-    done = python(folder, "-m", "horovod_detox", "helps.py")
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_horovod_lacks_the_framework(folder):
-    done = python(folder, "-m", "horovod_detox", "helps.py", path=[folder / "lacking"])
-    assert done.returncode == 2
-    assert "horovod_detox: this Horovod was built without torch, which the script" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_one_process_trains_plainly(folder):
-    pytest.importorskip("horovod.torch")
-    script = ROOT / "tests" / "scripts" / "torch_synthetic.py"
-    done = python(folder, "-m", "horovod_detox", str(script), "--num-iters", "1")
-    assert done.returncode == 0, done.stderr
-    assert "per rank: " in done.stdout
-    assert done.stderr == "one process: it trains plainly, there is nobody to vote with\n"

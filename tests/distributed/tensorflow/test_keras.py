@@ -14,6 +14,7 @@ import horovod_detox.keras
 import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras as hvdk
 from horovod_detox.attacks import NaN, Reverse
+from tests.distributed.tensorflow.steps import gradients_of, step_by
 from tests.distributed.tensorflow.training import (
     BATCH,
     batches,
@@ -27,24 +28,6 @@ from tests.distributed.tensorflow.training import (
 )
 
 pytestmark = pytest.mark.ranks(4)
-
-
-def gradients_of(*values):
-    """Return one gradient by rank: `values[rank]`."""
-    return tf.constant(values[hvd.rank()], tf.float32)
-
-
-def step_by(optimizer, gradients, variable):
-    """Apply gradients one after another in a function; return what was added to the variable."""
-    before = variable.numpy()
-
-    @tf.function
-    def step(gradient):
-        optimizer.apply([gradient], [variable])
-
-    for gradient in gradients:
-        step(gradient)
-    return (variable.numpy() - before).round(5).tolist()
 
 
 def test_the_optimizer_stays_what_it_is(start):
@@ -89,9 +72,10 @@ def test_gradients_are_clipped_after_the_aggregation(start, options, change):
         ({"op": hvd.Sum, "backward_passes_per_step": 2}, [-28.0]),
     ],
 )
-def test_local_accumulation_exchanges_once(start, options, change):
+@pytest.mark.parametrize("frontend", [hvdk, horovod_detox.keras])
+def test_local_accumulation_exchanges_once(start, frontend, options, change):
     start(group_size=2, outer="mean")
-    optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(1.0), **options)
+    optimizer = frontend.DistributedOptimizer(keras.optimizers.SGD(1.0), **options)
     passes = [gradients_of([1.0], [3.0], [1.0], [3.0]), gradients_of([4.0], [6.0], [4.0], [6.0])]
     assert step_by(optimizer, passes * 2, tf.Variable([0.0])) == change
     assert hvd.fault_report().steps == 2
@@ -153,52 +137,6 @@ def test_mixed_precision_in_fit(start):
     assert len(set(everywhere(runs[0]))) == 1
     assert runs[0] == runs[1] == runs[2] != digest(model())
     assert hvd.fault_report().dissents == {2: 6, 3: 6}
-
-
-@pytest.mark.parametrize("way", ["fit", "tape_eagerly"])
-def test_sign_compression_trains_and_masks_a_liar(start, way):
-    start(group_size=4, outer="sign_majority")
-
-    def make():
-        return keras.optimizers.SGD(0.01)
-
-    sign = hvdk.Compression.sign
-    before = model().get_weights()
-    fair = train(make, 3, way, compression=sign)
-    moved = [
-        np.rint((now - then) / 0.01) for now, then in zip(fair.get_weights(), before, strict=True)
-    ]
-    assert set(np.concatenate([m.ravel() for m in moved])) == {-3, -1, 1, 3}
-    liar = train(make, 3, way, compression=sign, attack=Reverse(ranks=(2,)))
-    assert everywhere(digest(liar)) == [digest(fair)] * 4
-    assert hvd.fault_report().dissents == {2: 3}
-
-
-def test_sign_compression_of_what_has_no_signs_is_refused(start):
-    start(group_size=2, outer="median")
-    options = {"compression": horovod_detox.keras.Compression.sign}
-    for distribute, wrapped in (
-        (hvdk.DistributedOptimizer, sgd()),
-        (hvd.DistributedGradientTape, tf.GradientTape()),
-    ):
-        with pytest.raises(ValueError, match=r"outer = 'median' needs numbers.*sign_majority"):
-            distribute(wrapped, **options)
-    start(group_size=2, outer="sign_majority")
-    table = tf.Variable(tf.zeros((3, 2)))
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.gather(table, [1]))
-    tape = hvd.DistributedGradientTape(tape, **options)
-    with pytest.raises(ValueError, match="the gradient of 0 Variable is sparse"):
-        tape.gradient(loss, table)
-
-
-def test_fp16_compression(start):
-    start(group_size=2, outer="mean")
-    optimizer = hvd.DistributedOptimizer(
-        keras.optimizers.SGD(1.0), compression=hvd.Compression.fp16
-    )
-    gradient = gradients_of(*[[1.0 + 2**-11], [3.0]] * 2)  # rounds to 1 in half precision
-    assert step_by(optimizer, [gradient], tf.Variable([0.0])) == [-2.0]
 
 
 def test_variables_of_several_types_and_without_gradient(start):
