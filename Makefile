@@ -36,7 +36,7 @@ ranks = $(job_environment) timeout --foreground --kill-after=30 $(limit) $(1) \
 job = $(call ranks,$(horovodrun) -np $(1))
 one_process = $(job_environment) timeout --foreground --kill-after=30 7200 $(venv)/bin/python -m pytest
 smoke := tests/test_imports.py tests/test_config.py tests/test_history.py tests/test_path.py \
-    tests/test_promises.py tests/vote tests/packing/test_layout.py tests/determinism \
+    tests/test_promises.py tests/test_process.py tests/vote tests/packing/test_layout.py tests/determinism \
     tests/frontend/test_session.py tests/exchange/test_witnesses.py tests/aggregators/test_hierarchy.py
 
 # Run an example on 6 ranks, without the launcher's labels.

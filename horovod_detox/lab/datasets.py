@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,14 @@ class Images(Dataset):
         return list(zip(images.unbind(), labels.unbind(), strict=True))
 
 
+@cache
+def _digits() -> tuple[Any, Any]:
+    return importlib.import_module("sklearn.datasets").load_digits(return_X_y=True)
+
+
 def digits(train: bool) -> Images:
     """Return scikit-learn's digits, `(64,)`: 1437 to train with, 360 to test with."""
-    pixels, labels = importlib.import_module("sklearn.datasets").load_digits(return_X_y=True)
+    pixels, labels = _digits()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     chosen = order[DIGITS_TO_TEST:] if train else order[:DIGITS_TO_TEST]
     return Images(torch.tensor(pixels, dtype=torch.uint8)[chosen], labels[chosen], scale=16)

@@ -123,7 +123,7 @@ def test_gram_matrices_have_the_same_bits_in_every_exchange(exchange, witnesses,
 @pytest.mark.parametrize(
     ("p", "outer", "exchange"),
     [
-        *product([21], sorted(AGGREGATORS), ["sharded", "leaders"]),
+        *product([12], sorted(AGGREGATORS), ["sharded", "leaders"]),
         # Rules of every kind: columns, the Gram matrix, a centre.
         *product([45], ["median", "multi_krum", "centered_clipping"], ["sharded", "leaders"]),
         (45, "multi_krum", "gathered"),  # every rank does the work of all

@@ -20,7 +20,7 @@ if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
 @pytest.fixture(autouse=True)
 def fresh_names():
     """Forget the names and seeds of earlier tests."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     tf.random.set_seed(0)
 
 

@@ -14,7 +14,7 @@ import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from tests.distributed.torch.training import digest, everywhere, train
 
-STEPS = int(os.environ.get("SOAK", "150"))
+STEPS = int(os.environ.get("SOAK", "60"))
 SGD = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 ALLOWED = 32 * 1024
 """Kilobytes; a step that kept its copies would take as much in some hundred steps."""
