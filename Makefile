@@ -172,5 +172,5 @@ image-test:
 	$(PYTHON) tools/check_image.py $(image_options)
 
 clean:
-	rm -rf $(venv) .venv-mpi .venv-nccl build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(venv) .venv-mpi .venv-nccl .venv-oldest build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

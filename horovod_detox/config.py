@@ -81,7 +81,7 @@ class Detox:
         _check_share("momentum", self.momentum)
         _check_share("tolerance", self.tolerance)
         _check_choice("placement", self.placement, PLACEMENTS)
-        _check_choice("exchange", self.exchange, EXCHANGES)
+        _check_choice("exchange", self.exchange, tuple(EXCHANGES))
         if self.witnesses and self.exchange != "sharded":
             raise ValueError(
                 f"witnesses = {self.witnesses}: only with exchange = 'sharded' does one rank "

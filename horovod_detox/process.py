@@ -1,4 +1,8 @@
-"""This process as its launcher describes it, also before Horovod is initialised."""
+"""This process as its launcher describes it, also before Horovod is initialised.
+
+It lies below all rooms: kernels ask it how many ranks share the cores. Slurm tells the number of a
+rank on its host, but not how many there are of them.
+"""
 
 import os
 import socket

@@ -17,8 +17,8 @@ def parse_placement(text: str) -> tuple[str, int]:
     ('spread', 5)
     """
     name, _, count = (part.strip() for part in text.partition(":"))
-    if name not in PLACEMENTS or not (count.isascii() and count.isdigit()):
-        known = ", ".join(f"{known}:COUNT" for known in PLACEMENTS)
+    if name not in PLACES_OF_FAULTS or not (count.isascii() and count.isdigit()):
+        known = ", ".join(f"{known}:COUNT" for known in PLACES_OF_FAULTS)
         raise ValueError(f"placement {text!r} is not one of {known}")
     return name, int(count)
 
@@ -32,7 +32,7 @@ def place(text: str, step: int, groups: Groups, seed: int) -> tuple[int, ...]:
     name, count = parse_placement(text)
     if count > groups.world_size:
         raise ValueError(f"{text} needs {count} ranks, the job has {groups.world_size}")
-    ranks = PLACEMENTS[name](count, step, groups, seed)
+    ranks = PLACES_OF_FAULTS[name](count, step, groups, seed)
     if len(ranks) < count:
         sizes = ", ".join(str(len(members)) for members in groups.members)
         raise ValueError(
@@ -74,7 +74,7 @@ def _shuffled(groups: Groups, seed: int) -> Iterator[list[int]]:
         yield rng.permutation(groups.members[group]).tolist()
 
 
-PLACEMENTS: dict[str, Callable[[int, int, Groups, int], list[int]]] = {
+PLACES_OF_FAULTS: dict[str, Callable[[int, int, Groups, int], list[int]]] = {
     "random": _random,
     "fixed": _fixed,
     "spread": _spread,

@@ -4,7 +4,7 @@ What a framework has to do for it is a `Subject`.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Protocol
@@ -26,6 +26,10 @@ Piece = tuple[str, Sequence[int], np.ndarray]
 """An array on the wire: its dtype as its framework calls it, its shape and its bytes."""
 
 
+Named = tuple[str, np.ndarray]
+"""The name of a tensor, and its bytes."""
+
+
 class Subject(Protocol):
     """A model, a batch and a loss, in the arrays of one framework.
 
@@ -41,12 +45,12 @@ class Subject(Protocol):
         """Return what may change bits in this process."""
         ...
 
-    def weights(self) -> Mapping[str, np.ndarray]:
-        """Return the bytes of each weight, by name, in the order of the model."""
+    def weights(self) -> Iterator[Named]:
+        """Yield the bytes of each weight, in the order of the model."""
         ...
 
-    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> Mapping[str, np.ndarray]:
-        """Return the bytes of each weight's gradient, computed with this batch and state.
+    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> Iterator[Named]:
+        """Yield the bytes of each weight's gradient, computed with this batch and state.
 
         It leaves the model as it was. Python and NumPy are seeded; the framework it must seed.
         """
@@ -130,9 +134,9 @@ def compare_trials(
     return judge_trials([Trial(**theirs) for theirs in everyone], groups)
 
 
-def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return the fingerprint of each array's bytes, as text."""
-    return {name: digest(data) for name, data in arrays.items()}
+def _digests(arrays: Iterator[Named]) -> dict[str, str]:
+    """Return the fingerprint of each array's bytes, as text; one array at a time is kept."""
+    return {name: digest(data) for name, data in arrays}
 
 
 def digest(data: np.ndarray) -> str:

@@ -80,7 +80,9 @@ class SentPart:
         self._slices.step.agreement.wait()
         facts = self._facts.wait()
         received = [handle.wait() for handle in self._received]
-        return VotedPart(self._slices, self._senders, facts, received)
+        part = VotedPart(self._slices, self._senders, facts, received)
+        part.begin_ahead()
+        return part
 
 
 @dataclass
@@ -102,9 +104,6 @@ class _Result:
 
 class VotedPart:
     """A part whose votes are known.
-
-    When all of them are good, it is checked, aggregated and broadcast at once: only another part
-    could change that.
 
     Attributes:
         verdict, non_finite: the votes on this part.
@@ -134,8 +133,14 @@ class VotedPart:
             for s, parts in zip(slices.held, received, strict=True)
         ]
         self._ahead: tuple[Handle, _Result] | None = None
+
+    def begin_ahead(self) -> None:
+        """Check, aggregate and broadcast at once, if all votes are good.
+
+        Only another part could change that. With witnesses, accusations come first.
+        """
         everyone = tuple(self.verdict.winners)
-        is_good = not (self.verdict.abstentions or self.non_finite or self._lost(everyone))
+        is_good = not (self.verdict.abstentions or self.non_finite or self._replacements(everyone))
         if is_good and not self._step.plan.witnesses:
             accusations = self._check(everyone)
             rule = rule_for(self._step.plan, self.verdict, ())
@@ -181,15 +186,15 @@ class VotedPart:
         if self._ahead is not None:
             _wait(self._ahead[1].broadcasts)
 
-    def _lost(self, kept: Kept) -> dict[tuple[int, int], int]:
-        """Return other senders, by (group, slice), where the present one lost or was accused."""
+    def _replacements(self, kept: Kept) -> dict[tuple[int, int], int]:
+        """Return who sends next, by (group, slice), where a sender lost or was accused."""
         winners = {group: self.verdict.winners[group] for group in kept}
         groups = self._step.plan.groups
         return _repairs(groups, winners, self._table, self._senders, self.accused)
 
     def _repair(self, kept: Kept) -> None:
         """Let others send what the present senders do not send as the majority has it."""
-        repairs, slices = self._lost(kept), self._slices
+        repairs, slices = self._replacements(kept), self._slices
         if not repairs:
             return
         rank = self._step.collectives.rank

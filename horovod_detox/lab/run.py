@@ -10,11 +10,12 @@ from horovod_detox import attacks
 from horovod_detox.config import Detox
 from horovod_detox.lab.datasets import CLASSES
 from horovod_detox.lab.models import MODEL_OF, MODELS
+from horovod_detox.packing.torch import COMPRESSORS
 
 CHOICES: dict[str, Collection[str]] = {
     "dataset": CLASSES,
     "model": MODELS,
-    "compression": ("none", "fp16", "bf16", "sign"),
+    "compression": COMPRESSORS,
     "schedule": ("constant", "cosine"),
     "gradients": ("each", "vmap"),
     "device": ("auto", "cpu", "cuda"),

@@ -1,4 +1,4 @@
-"""What gradients travel as: Horovod's compressors and ours."""
+"""What gradients travel as: Horovod's compressors and ours, which need no Horovod."""
 
 from typing import Any
 

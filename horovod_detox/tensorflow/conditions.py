@@ -11,7 +11,7 @@ from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
 from horovod_detox.determinism.conditions import common_conditions
 
-SETTINGS: dict[str, Callable[[], Any]] = {
+CONDITIONS: dict[str, Callable[[], Any]] = {
     "tensorflow": lambda: tf.__version__,
     "keras": lambda: keras.__version__,
     # 0 stands for as many as the machine has cores.
@@ -41,5 +41,5 @@ ON_GPU: dict[str, Callable[[], Any]] = {
 
 def conditions() -> dict[str, str]:
     """Return the conditions in this process."""
-    table = SETTINGS | (ON_GPU if tf.config.get_visible_devices("GPU") else {})
+    table = CONDITIONS | (ON_GPU if tf.config.get_visible_devices("GPU") else {})
     return common_conditions() | {name: str(getter()) for name, getter in table.items()}

@@ -152,7 +152,8 @@ def _sparse(tensor: tf.Tensor) -> tf.IndexedSlices:
 def _refuse_compilation() -> None:
     """Refuse to be traced for XLA, which has no operations that talk to other ranks.
 
-    TensorFlow marks the function only after it was traced; so look for it among the callers.
+    TensorFlow marks the graph only after it was traced. While it is, the function is among the
+    callers: the object, `self`, of one of the methods on Python's stack.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -14,7 +14,7 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from tensorflow.python.eager import context as eager
 from tensorflow.python.ops import stateful_random_ops
 
-from horovod_detox.determinism.trial import SEED, Piece, try_out
+from horovod_detox.determinism.trial import SEED, Named, Piece, try_out
 from horovod_detox.determinism.verdict import PreflightReport
 from horovod_detox.tensorflow.conditions import conditions
 from horovod_detox.tensorflow.context import context
@@ -91,29 +91,28 @@ class _Subject:
     def conditions(self) -> dict[str, str]:
         return conditions()
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self) -> Iterator[Named]:
         if not self._variables:
             raise ValueError("the model has no weights to train: build it, or call it once")
-        return dict(zip(self._names, map(_bytes, self._variables), strict=True))
+        yield from zip(self._names, map(_bytes, self._variables), strict=True)
 
-    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> dict[str, np.ndarray]:
+    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> Iterator[Named]:
         common = tf.nest.pack_sequence_as(self._batch, [_tensor(piece) for piece in batch])
         with _unchanged(self._untrained), _seeded():
             for variable, piece in zip(self._untrained, state, strict=True):
                 variable.assign(_tensor(piece))
-            return dict(zip(self._names, self._computed(common), strict=True))
+            yield from zip(self._names, self._computed(common), strict=True)
 
-    def _computed(self, batch: Any) -> list[np.ndarray]:
-        """Return the bytes of each variable's gradient."""
+    def _computed(self, batch: Any) -> Iterator[np.ndarray]:
+        """Yield the bytes of each variable's gradient."""
         inputs, targets = (batch, None) if self._loss is None else batch
         model = self._model
         with tf.GradientTape() as tape:
             outputs = model(inputs, training=True) if _is_keras(model) else model(inputs)
             value = _sum_of_squares(outputs) if self._loss is None else self._loss(targets, outputs)
-        return [
-            np.empty(0, np.uint8) if gradient is None else _bytes(tf.convert_to_tensor(gradient))
-            for gradient in tape.gradient(value, self._variables)
-        ]
+        for gradient in tape.gradient(value, self._variables):
+            nothing = gradient is None
+            yield np.empty(0, np.uint8) if nothing else _bytes(tf.convert_to_tensor(gradient))
 
 
 def _is_keras(model: Any) -> bool:

@@ -9,7 +9,7 @@ from horovod_detox.determinism.conditions import common_conditions
 
 _backends: Any = torch.backends
 
-SETTINGS: dict[str, Callable[[], Any]] = {
+CONDITIONS: dict[str, Callable[[], Any]] = {
     "torch": lambda: torch.__version__,
     "torch threads": torch.get_num_threads,
     "CPU capability": _backends.cpu.get_cpu_capability,
@@ -34,7 +34,7 @@ ON_GPU: dict[str, Callable[[], Any]] = {
 
 def conditions() -> dict[str, str]:
     """Return the conditions in this process."""
-    table = SETTINGS | (ON_GPU if torch.cuda.is_available() else {})
+    table = CONDITIONS | (ON_GPU if torch.cuda.is_available() else {})
     return common_conditions() | {name: _read(getter) for name, getter in table.items()}
 
 

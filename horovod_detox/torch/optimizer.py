@@ -40,6 +40,11 @@ def DistributedOptimizer(
     Args:
         optimizer: its state, defaults and hooks are kept.
         named_parameters: (name, parameter) pairs, in the same order on every rank.
+        compression: one of `Compression`, or of your own: element by element, and deterministic.
+        backward_passes_per_step: gradients are summed locally over so many passes.
+        op: Average, or Sum: the average times the number of groups.
+        gradient_predivide_factor, num_groups, groups: accepted, without effect.
+        process_set: the ranks that train together; groups are formed among them.
         sparse_as_dense: accepted; sparse gradients always travel densely and come back sparse.
         attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
 

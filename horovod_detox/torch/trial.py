@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from horovod_detox.determinism.trial import SEED, Piece, try_out
+from horovod_detox.determinism.trial import SEED, Named, Piece, try_out
 from horovod_detox.determinism.verdict import PreflightReport
 from horovod_detox.torch.conditions import conditions
 from horovod_detox.torch.context import context
@@ -78,24 +78,26 @@ class _Subject:
     def __init__(self, model: nn.Module, batch: Any, loss: Any) -> None:
         self._model, self._batch, self._loss = model, batch, loss
         self.batch = [_piece(tensor) for tensor in _tensors(batch)]
-        self.state = [_piece(buffer) for buffer in model.buffers()]
+        self._buffers = list(model.buffers())  # the model may make more of them in a trial
+        self.state = [_piece(buffer) for buffer in self._buffers]
 
     def conditions(self) -> dict[str, str]:
         return conditions()
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return {name: _bytes(weight) for name, weight in self._model.named_parameters()}
+    def weights(self) -> Iterator[Named]:
+        for name, weight in self._model.named_parameters():
+            yield name, _bytes(weight)
 
-    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> dict[str, np.ndarray]:
+    def gradients(self, batch: Sequence[Piece], state: Sequence[Piece]) -> Iterator[Named]:
         tensors = iter(batch)
         common = _mapped(self._batch, lambda tensor: _tensor(next(tensors)).to(tensor.device))
         with _unchanged(self._model), _seeded(), torch.enable_grad():
-            for buffer, piece in zip(self._model.buffers(), state, strict=True):
+            for buffer, piece in zip(self._buffers, state, strict=True):
                 buffer.detach().copy_(_tensor(piece))
-            return self._computed(common)
+            yield from self._computed(common)
 
-    def _computed(self, batch: Any) -> dict[str, np.ndarray]:
-        """Return each gradient; `autograd.grad` leaves alone what the optimizer sees."""
+    def _computed(self, batch: Any) -> Iterator[Named]:
+        """Yield each gradient; `autograd.grad` leaves alone what the optimizer sees."""
         inputs, targets = (batch, None) if self._loss is None else batch
         outputs = _call(self._model, inputs)
         if self._loss is None:
@@ -107,12 +109,10 @@ class _Subject:
         if not trained:
             raise ValueError("no parameter of the model requires a gradient")
         found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-        nothing = np.empty(0, np.uint8)
-        gradients = dict.fromkeys(weights, nothing)
-        for name, gradient in zip(trained, found, strict=True):
-            if gradient is not None:
-                gradients[name] = _bytes(gradient)
-        return gradients
+        gradients = dict(zip(trained, found, strict=True))
+        for name in weights:
+            gradient = gradients.get(name)
+            yield name, np.empty(0, np.uint8) if gradient is None else _bytes(gradient)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

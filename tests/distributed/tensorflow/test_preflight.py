@@ -11,7 +11,7 @@ import horovod_detox.keras
 import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras
 from horovod_detox.determinism.first_step import NotDeterministic
-from horovod_detox.tensorflow.conditions import SETTINGS
+from horovod_detox.tensorflow.conditions import CONDITIONS
 from tests.distributed.tensorflow.training import everywhere, sgd
 
 pytestmark = pytest.mark.ranks(4)
@@ -84,7 +84,7 @@ def test_a_corrupted_rank_is_found_and_named(start, monkeypatch, disguised):
     """With the settings of the others it is faulty, else the job is not deterministic."""
     start(group_size=4)
     if disguised and hvd.rank() == 3:
-        monkeypatch.setitem(SETTINGS, "intra-op threads", lambda: 2)
+        monkeypatch.setitem(CONDITIONS, "intra-op threads", lambda: 2)
     weights = tf.Variable(tf.ones((2, 3)), name="weights")
 
     class Corrupted(tf.Module):
@@ -106,7 +106,7 @@ def test_a_corrupted_rank_is_found_and_named(start, monkeypatch, disguised):
 def test_a_job_with_other_threads_is_refused_in_its_first_step(start, monkeypatch):
     start(group_size=4)
     if hvd.rank() == 1:
-        monkeypatch.setitem(SETTINGS, "intra-op threads", lambda: 2)
+        monkeypatch.setitem(CONDITIONS, "intra-op threads", lambda: 2)
     variable = tf.Variable([0.0])
     optimizer = hvd.DistributedOptimizer(sgd())
     with pytest.raises(NotDeterministic, match="rank 1 differs: intra-op threads 2 against 1"):

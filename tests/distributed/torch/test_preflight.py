@@ -71,6 +71,27 @@ def test_equal_ranks_are_deterministic_and_nothing_changes(start):
     assert "at tensor 5.weight: rank 2 from the others: broadcast" in str(report)
 
 
+class Remembering(torch.nn.Module):
+    """A model whose first forward pass makes a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 1)
+        self.register_buffer("mask", None)
+
+    def forward(self, inputs):
+        if self.mask is None:
+            self.mask = torch.ones(4)
+        return self.linear(inputs * self.mask)
+
+
+def test_a_model_may_make_buffers_in_its_first_pass(start):
+    start(group_size=2)
+    torch.manual_seed(0)
+    report = hvd.preflight(Remembering(), torch.ones(3, 4))
+    assert report.is_deterministic, str(report)
+
+
 def test_another_number_of_threads_is_found_and_named(start):
     start(group_size=2)
     model = network()

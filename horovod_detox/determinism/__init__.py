@@ -1,0 +1,1 @@
+"""Whether ranks compute the same bits: conditions, a trial, the first step, the verdict."""

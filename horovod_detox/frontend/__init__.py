@@ -1,0 +1,1 @@
+"""What the frontends of all frameworks share."""

@@ -1,0 +1,1 @@
+"""Gradients as words, and words as gradients."""
