@@ -67,7 +67,7 @@ def compare(size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
 def measure(exchange: str, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for every kind of liars."""
     setting = Setting(size, detox_of(exchange, args))
-    steps = [Step(setting, liars) for liars in LIARS]
+    steps = [TimedStep(setting, liars) for liars in LIARS]
     repeats = args.repeats if size >= MEASURABLE else 2 * args.repeats
     measured = job.clock(repeats, args.limit).compare(
         Allreduce(setting).operation, [step.operation for step in steps]
@@ -139,7 +139,7 @@ class Allreduce:
         }  # fmt: skip
 
 
-class Step:
+class TimedStep:
     """`synchronize()` of an optimizer with one parameter."""
 
     def __init__(self, setting: Setting, liars: str) -> None:

@@ -27,8 +27,8 @@ class Journal:
 
     Attributes:
         run: its description.
-        rows: one for each step: the fields of `simulation.Step`; where the model was tested, its
-            `accuracy` after the step; where the run ended before its last step, why: `stopped`.
+        rows: one for each step: the fields of `simulation.StepRecord`; where the model was tested,
+            its `accuracy` after the step; where the run ended before its last step, why: `stopped`.
     """
 
     run: Row

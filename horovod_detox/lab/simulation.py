@@ -32,14 +32,14 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """What happened in one step.
 
     Attributes:
         step: its number, from 0.
         loss: the mean of the groups' honest losses.
         faulty: the ranks that the attack took.
-        dissenters, abstentions, non_finite: as in `faults.Event`.
+        dissenters, abstentions, non_finite: as in `vote.ledger.Event`.
         gradient_seconds: to compute one rank's gradient, on average.
         aggregation_seconds: to vote on and aggregate the copies of all ranks.
         seconds: of the whole step.
@@ -112,7 +112,7 @@ class Simulation:
         """Return the number of steps so far."""
         return self._history.step
 
-    def step(self) -> Step:
+    def step(self) -> StepRecord:
         """Train one step.
 
         Raises:
@@ -140,7 +140,7 @@ class Simulation:
         self._optimizer.step()
         if self._scheduler is not None:
             self._scheduler.step()
-        return Step(
+        return StepRecord(
             step,
             float(torch.stack(losses).mean()),
             faulty,
