@@ -23,3 +23,9 @@ def start():
         hvd.init(detox=Detox(**{"one_round_bytes": 0, **settings}))
 
     return begin
+
+
+@pytest.fixture
+def pairs(start):
+    """Train in groups of two: shards 0 and 1, whose plain mean the update is."""
+    start(group_size=2, outer="mean")

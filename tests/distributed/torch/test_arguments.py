@@ -15,13 +15,7 @@ from tests.distributed.torch.steps import (
 )
 from tests.distributed.torch.training import loss_of, model
 
-pytestmark = pytest.mark.ranks(4)
-
-
-@pytest.fixture(autouse=True)
-def pairs(start):
-    """Train in groups of two: shards 0 and 1, whose plain mean the update is."""
-    start(group_size=2, outer="mean")
+pytestmark = [pytest.mark.ranks(4), pytest.mark.usefixtures("pairs")]
 
 
 def test_groups_of_tensors_are_accepted_and_checked():

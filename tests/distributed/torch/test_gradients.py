@@ -9,13 +9,7 @@ from horovod_detox import attacks
 from tests.distributed.torch.steps import same_everywhere, wrap
 from tests.distributed.torch.training import batch, digest, everywhere, loss_of, model, train
 
-pytestmark = pytest.mark.ranks(4)
-
-
-@pytest.fixture(autouse=True)
-def pairs(start):
-    """Train in groups of two: shards 0 and 1, whose plain mean the update is."""
-    start(group_size=2, outer="mean")
+pytestmark = [pytest.mark.ranks(4), pytest.mark.usefixtures("pairs")]
 
 
 @pytest.mark.parametrize("by_hand", [False, True], ids=["plain", "synchronize"])

@@ -18,13 +18,7 @@ from tests.distributed.torch.steps import (
 )
 from tests.distributed.torch.training import batch, digest, everywhere, loss_of, model, train
 
-pytestmark = pytest.mark.ranks(4)
-
-
-@pytest.fixture(autouse=True)
-def pairs(start):
-    """Train in groups of two: shards 0 and 1, whose plain mean the update is."""
-    start(group_size=2, outer="mean")
+pytestmark = [pytest.mark.ranks(4), pytest.mark.usefixtures("pairs")]
 
 
 def test_is_the_wrapped_class_and_shares_its_groups():
