@@ -20,10 +20,11 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange.aggregation import Columns, aggregate_votes, examine, non_finite_votes
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.cut import cut
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import AT_FIRST, rule_for
 from horovod_detox.packing.layout import Layout
-from horovod_detox.vote.fingerprint import fingerprint, slice_bounds
+from horovod_detox.vote.fingerprint import fingerprint
 from horovod_detox.vote.groups import form_groups
 from horovod_detox.vote.majority import Verdict, judge
 from measuring.clock import Clock, Operation
@@ -118,19 +119,19 @@ class Gradients:
     Attributes:
         distinct: `(p, d)`, without redundancy.
         copies: with it; equal inside a group, but each in memory of its own.
-        groups, layout, bounds: of the copies, and of the slices that the vote compares.
+        groups, layout, part: of the copies, and of the slices that the vote compares.
     """
 
     def __init__(self, p: int, floats: int) -> None:
         self.distinct = np.random.default_rng(0).standard_normal((p, floats), dtype=np.float32)
         self.groups = form_groups(p, GROUP_SIZE)
         self.layout = Layout((("gradient", (floats,), "float32"),))
-        self.bounds = slice_bounds(self.layout.words, p)
+        (self.part,) = cut(self.layout.words, p)
         self.copies = [self.layout.pack([self.distinct[self.groups.of(i)]]) for i in range(p)]
 
     def examine(self, rank: int) -> np.ndarray:
         """Return the fingerprints of a rank's copy."""
-        return examine(self.layout.buffers, self.copies[rank], self.bounds)
+        return examine(self.layout.buffers, self.copies[rank], self.part.slices)
 
 
 class OneMachine:
@@ -158,12 +159,13 @@ class OneRank:
 
     def __init__(self, gradients: Gradients) -> None:
         self._gradients = gradients
-        start, stop = gradients.bounds[0]
+        start, stop = gradients.part.slices[0]
         self._buffers = gradients.layout.buffers.cut(start, stop)
         self._slices = [copy[start:stop].copy() for copy in gradients.copies]
         self._distinct = list(gradients.distinct[:, : self._buffers.segments[0].length].copy())
         self._table = np.stack([gradients.examine(i) for i in range(len(self._slices))])
         self._update = np.empty(stop - start, np.int64)
+        self._blocks = gradients.part.blocks_within(0)
 
     def plain(self, rule: Aggregator) -> None:
         """Look for NaN in its own gradient and aggregate its slice of all ranks'."""
@@ -175,7 +177,7 @@ class OneRank:
         rule = rule_for(plan, *self.vote())
         leaders = enumerate(plan.groups.leaders)
         votes = {group: self._slices[leader] for group, leader in leaders}
-        columns = Columns(self._buffers, votes, AT_FIRST, [(0, len(self._update))])
+        columns = Columns(self._buffers, votes, AT_FIRST, self._blocks)
         aggregate_votes(rule, [columns], [self._update])
 
     def vote(self) -> tuple[Verdict, tuple[int, ...]]:

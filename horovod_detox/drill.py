@@ -8,7 +8,7 @@ from horovod_detox.arrays.namespaces import Copy, Words, like, to_numpy
 from horovod_detox.attacks import Attack, FaultyRank
 from horovod_detox.config import Plan
 from horovod_detox.engine import Engine
-from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.collectives import NOTHING, Collectives
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import NoMajority, Outcome
 from horovod_detox.packing.bits import bits_of_numpy, words_of_numpy
@@ -111,9 +111,8 @@ class DrilledEngine:
 
     def _gather(self, copy: Copy, layout: Layout) -> list[np.ndarray]:
         """Return each flat buffer of all ranks, `(p, length)`."""
-        parts = [copy] * self._collectives.size
-        received = self._collectives.alltoall("drill", parts).wait()
-        return stack_numbers(layout, received)
+        received = self._collectives.allgather_words("drill", NOTHING, copy).wait()
+        return stack_numbers(layout, [message.words for message in received])
 
 
 def stack_numbers(layout: Layout, copies: Sequence[Copy]) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """One exchange after another: what the frontends call, and the way of one step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,13 +9,14 @@ from horovod_detox.arrays.namespaces import Copy, Words, namespace
 from horovod_detox.config import Plan
 from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.exchange import ALL_EXCHANGES
-from horovod_detox.exchange.agreement import Agreement
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.control import Control
+from horovod_detox.exchange.cut import Part, cut
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.history import History
-from horovod_detox.packing.layout import WORD, Layout
-from horovod_detox.vote.fingerprint import WORDS, fingerprint, slice_bounds
+from horovod_detox.packing.layout import WORD, Layout, digest_of_text
+from horovod_detox.vote.fingerprint import WORDS, fingerprint
 from horovod_detox.vote.ledger import Ledger
 
 
@@ -27,6 +28,7 @@ class Engine:
         collectives: of the ranks.
         ledger: the account of faults; None: a new one.
         first_step: checks the first exchange; None: nothing does.
+        purpose: what the update is for, and how it is used: the same on every rank.
 
     Attributes:
         history: what it carries from exchange to exchange.
@@ -38,11 +40,14 @@ class Engine:
         collectives: Collectives,
         ledger: Ledger | None = None,
         first_step: FirstStep | None = None,
+        purpose: str = "",
     ) -> None:
         self.history = History(plan, ledger)
         self._collectives = collectives
         self._first_step = first_step
         self._digest = np.zeros(WORDS, dtype=np.int64)
+        self._settings = digest_of_text(f"{purpose} {plan.config.describe()}")
+        self._is_new = True
 
     @property
     def plan(self) -> Plan:
@@ -75,31 +80,37 @@ class Engine:
         """
         if update is None:
             update = namespace(copy).empty((layout.words,), copy, "int64")
+        name = self._exchange_name(layout)
+        if name == "sharded":
+            return self.finish(self.begin(copy, layout, update), copy, layout)
         step = self._begin_step(copy, layout, update)
-        scheme = ALL_EXCHANGES[self._exchange_name(layout)]
         with self._explaining(copy, layout):
-            outcome = scheme.exchange(step)
+            outcome = ALL_EXCHANGES[name].exchange(step)
         return self._end_step(outcome, copy, layout)
 
-    def parts(self, layout: Layout) -> list[tuple[int, int]]:
-        """Return the parts in which a copy can be sent: `(start, stop)` words of each.
+    def parts(self, layout: Layout) -> list[Part]:
+        """Return the parts in which a copy is sent; there are several if the gradient is large."""
+        most, parts = self.plan.config.overlap_bytes, 1
+        if self._exchange_name(layout) == "sharded" and most > 0:
+            parts = -(-layout.words * WORD // most)
+        return cut(layout.words, self._collectives.size, parts)
 
-        There are several if the gradient is large, and no vote is needed as a whole to compute
-        the update or to check it.
-        """
-        config, rule = self.plan.config, self.plan.rule
-        in_parts = self._exchange_name(layout) == "sharded" and config.overlap_bytes > 0
-        if not in_parts or config.witnesses or rule.uses_gram:
-            return [(0, layout.words)]
-        return slice_bounds(layout.words, -(-layout.words * WORD // config.overlap_bytes))
-
-    def begin(self, copy: Copy, layout: Layout, update: Words) -> Sharded:
+    def begin(
+        self,
+        copy: Copy,
+        layout: Layout,
+        update: Words,
+        on_update: Callable[[int], None] = lambda part: None,
+    ) -> Sharded:
         """Begin an exchange of which the parts are sent one by one, as their words get known.
 
         Args:
             copy, layout, update: as of `exchange`.
+            on_update: is called with the number of each part whose words of the update are there,
+                again if they had to be computed again.
         """
-        return Sharded(self._begin_step(copy, layout, update), self.parts(layout))
+        step = self._begin_step(copy, layout, update)
+        return Sharded(step, self.parts(layout), on_update)
 
     def finish(self, under_way: Sharded, copy: Copy, layout: Layout) -> Outcome:
         """Finish what was begun with the same arguments; raise what `exchange` does."""
@@ -109,11 +120,14 @@ class Engine:
 
     def _begin_step(self, copy: Copy, layout: Layout, update: Words) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
-        agreement = Agreement(self._collectives, self.step, layout, self._digest)
+        control = Control(self._collectives, self.step, layout, self._digest, self._settings)
+        if self._is_new:
+            control.introduce()
+            self._is_new = False
         if self._first_step is not None:
             self._first_step.begin(self._collectives)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
-        return Step(self._collectives, plan, layout.buffers, copy, agreement, memory, update)
+        return Step(self._collectives, plan, layout.buffers, copy, control, memory, update)
 
     @contextmanager
     def _explaining(self, copy: Copy, layout: Layout) -> Iterator[None]:
@@ -130,7 +144,10 @@ class Engine:
         if self._first_step is not None:
             self._first_step.check(outcome, copy, layout)
             self._first_step = None
-        self._digest = fingerprint(outcome.update, [(0, layout.words)])[0]
+        digest = outcome.digest
+        if digest is None:
+            digest = fingerprint(outcome.update, [(0, layout.words)])[0]
+        self._digest = digest
         return self.history.record(outcome, layout)
 
     def _exchange_name(self, layout: Layout) -> str:

@@ -15,7 +15,7 @@ class Call:
     """One collective, as one rank called it.
 
     Attributes:
-        kind: `allgather`, `alltoall` or `broadcast`.
+        kind: `allgather`, `allgather_words`, `alltoall` or `broadcast`.
         name: as the exchange calls it.
         sent: `(p,)` bytes to each rank, none to itself. A broadcast counts as sent by its root to
             every other rank, an allgather as sent by each.
@@ -66,9 +66,15 @@ class _Watched:
         self._note("allgather", name, [facts.nbytes] * self.size)
         return self._collectives.allgather(name, facts)
 
-    def alltoall(self, name: str, parts: Sequence[Words], spare: Words | None = None) -> Handle:
-        self._note("alltoall", name, [part.nbytes for part in parts])
-        return self._collectives.alltoall(name, parts, spare)
+    def allgather_words(self, name: str, facts: np.ndarray, words: Words) -> Handle:
+        self._note("allgather_words", name, [facts.nbytes + words.nbytes] * self.size)
+        return self._collectives.allgather_words(name, facts, words)
+
+    def alltoall(
+        self, name: str, facts: np.ndarray, parts: Sequence[Words], spare: Words | None = None
+    ) -> Handle:
+        self._note("alltoall", name, [facts.nbytes + part.nbytes for part in parts])
+        return self._collectives.alltoall(name, facts, parts, spare)
 
     def broadcast(self, name: str, words: Words, root: int) -> Handle:
         self._note("broadcast", name, [words.nbytes * (root == self.rank)] * self.size)

@@ -6,12 +6,17 @@ import pytest
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
-from horovod_detox.packing.layout import Layout
+from horovod_detox.packing.layout import WORD, Layout
 
 
 def layout_of(*arrays: np.ndarray) -> Layout:
     """Return the layout of one parameter per array."""
     return Layout(tuple((f"p{i}", a.shape, a.dtype.name) for i, a in enumerate(arrays)))
+
+
+def parts_wanted(detox: Detox, layout: Layout) -> int:
+    """Return in how many parts the settings want a copy to travel."""
+    return -(-layout.words * WORD // detox.overlap_bytes) if detox.overlap_bytes else 1
 
 
 def exchange_all(detox: Detox, copies: list[list[list[np.ndarray]]], timeout: float = 20.0):
@@ -55,7 +60,7 @@ class Tampering:
     def __getattr__(self, name):
         return getattr(self._collectives, name)
 
-    def alltoall(self, name, parts, spare=None):
+    def alltoall(self, name, facts, parts, spare=None):
         if name.startswith("slices"):
             parts = [self.tamper(part) for part in parts]
-        return self._collectives.alltoall(name, parts, spare)
+        return self._collectives.alltoall(name, facts, parts, spare)

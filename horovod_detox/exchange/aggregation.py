@@ -11,6 +11,7 @@ from horovod_detox.aggregators import Aggregator, gram_matrix
 from horovod_detox.aggregators.signs import sign_majority
 from horovod_detox.arrays.blocks import Rows, finite_rows
 from horovod_detox.arrays.namespaces import Copy, Vector, Words, dtype_name, namespace, view
+from horovod_detox.exchange.cut import Bounds
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.step import Memory, Plan
 from horovod_detox.packing.layout import Buffers
@@ -18,7 +19,7 @@ from horovod_detox.vote.fingerprint import fingerprint
 from horovod_detox.vote.majority import Verdict, judge_distances
 
 
-def assemble(copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]) -> Words:
+def assemble(copies: Sequence[Copy], bounds: Sequence[Bounds]) -> Words:
     """Return the vote whose slice i is that of `copies[i]`, each `(w,)` words."""
     if all(copy is copies[0] for copy in copies):
         return copies[0]
@@ -28,11 +29,17 @@ def assemble(copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]) -> Words
     return vote
 
 
-def examine(buffers: Buffers, copy: Copy, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return what a vote compares: fingerprint and finiteness of each slice, `(slices, 3)`."""
+def examine(buffers: Buffers, copy: Copy, bounds: Sequence[Bounds]) -> np.ndarray:
+    """Return what a vote compares: fingerprint and finiteness of each slice, `(slices, 3)`.
+
+    Args:
+        buffers: what the words of the copy are.
+        copy: `(w,)` words.
+        bounds: of slices that follow each other.
+    """
     finite: Any = True
-    if not _is_finite(buffers, copy):
-        finite = [_is_finite(buffers.cut(start, stop), copy[start:stop]) for start, stop in bounds]
+    if not _is_finite(buffers, copy, (bounds[0][0], bounds[-1][1])):
+        finite = [_is_finite(buffers, copy, slice_) for slice_ in bounds]
     return np.column_stack([fingerprint(copy, bounds), np.full(len(bounds), finite)])
 
 
@@ -77,14 +84,14 @@ class Columns:
         buffers: what the words are.
         votes: `(w,)` words each, by group.
         memory: of these words.
-        bounds: `(start, stop)` of the slices whose Gram matrices are added up, in order, so that
-            the sum has the same bits whether one rank computes all of them or each a part.
+        blocks: the words of each block. Their Gram matrices are added up, in order, so that the
+            sum has the same bits whether one rank computes all of them or each a part.
     """
 
     buffers: Buffers
     votes: Mapping[int, Words]
     memory: Memory
-    bounds: Sequence[tuple[int, int]]
+    blocks: Sequence[Bounds]
 
     @cached_property
     def rows(self) -> Mapping[int, Vector]:
@@ -101,16 +108,21 @@ class Columns:
 
     @cached_property
     def widths(self) -> list[int]:
-        """Return how many numbers each slice holds."""
+        """Return how many numbers each block holds."""
         return [
             sum(segment.length for segment in self.buffers.cut(start, stop).numbers.segments)
-            for start, stop in self.bounds
+            for start, stop in self.blocks
         ]
 
+    @cached_property
+    def grams(self) -> np.ndarray:
+        """Return the Gram matrix of the rows and the centre in each block: `(blocks, m, m)`."""
+        return _grams(list(self.rows.values()), self.centre, self.widths)
 
-def add_up(of_slices: np.ndarray) -> np.ndarray:
-    """Return the matrix of all slices, in the same bits wherever: `(slices, m, m) -> (m, m)`."""
-    return of_slices.sum(axis=0)
+
+def add_up(matrices: np.ndarray) -> np.ndarray:
+    """Return the sum of matrices, in the same bits wherever: `(n, m, m) -> (m, m)`."""
+    return matrices.sum(axis=0)
 
 
 def aggregate_votes(
@@ -126,7 +138,7 @@ def aggregate_votes(
             Of signs the majority is taken, which is what the only rule for them does.
         parts: the votes of the same groups on different words.
         updates: the words of each part, `(w,)`, written to.
-        total: returns the Gram matrix of the whole rows, given those of the slices that are here.
+        total: returns the Gram matrix of the whole rows, given those of the blocks that are here.
 
     Returns:
         the new means of the votes, with momentum.
@@ -139,9 +151,13 @@ def aggregate_votes(
         rows = [_beside(pieces) for pieces in zip(*by_part, strict=True)]
         centres = [part.centre for part in parts]
         centre = None if centres[0] is None else _beside(centres)
-        result = rule.reduce(
-            rows, lambda values, reference: total(_grams(values, reference, widths)), centre
-        )
+
+        def gram(values: Rows, reference: Vector | None) -> np.ndarray:
+            if values is rows and reference is centre:
+                return total(np.concatenate([part.grams for part in parts]))
+            return total(_grams(values, reference, widths))
+
+        result = rule.reduce(rows, gram, centre)
         means = {m.words: part.rows for part in parts if (m := part.memory.momentum)}
     start = 0
     for part, update in zip(parts, updates, strict=True):
@@ -165,7 +181,7 @@ def _write(words: Words, part: Columns, numbers: Vector | None) -> None:
 
 
 def _grams(values: Rows, reference: Vector | None, widths: Sequence[int]) -> np.ndarray:
-    """Return the Gram matrix of every slice of the columns: n times `(d,)` -> `(slices, m, m)`."""
+    """Return the Gram matrix of every block of columns: n times `(d,)` -> `(blocks, m, m)`."""
     stops = np.cumsum(widths).tolist()
     return np.stack(
         [
@@ -194,10 +210,11 @@ def _joined(pieces: Sequence[Vector], like: Any, dtype: str) -> Vector:
     return joined
 
 
-def _is_finite(buffers: Buffers, words: Words) -> bool:
+def _is_finite(buffers: Buffers, copy: Copy, bounds: Bounds) -> bool:
+    words = view(copy[slice(*bounds)])
     return all(
         finite_rows(buffer[None]).all()
-        for buffer in buffers.numbers.typed(view(words))
+        for buffer in buffers.cut(*bounds).numbers.typed(words)
         if len(buffer)
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from horovod_detox.arrays.namespaces import Words, namespace
-from horovod_detox.exchange.collectives import Collectives, ExchangeTimeout, Handle
+from horovod_detox.exchange.collectives import Collectives, ExchangeTimeout, Handle, Message
 
 T = TypeVar("T")
 
@@ -88,10 +88,15 @@ class _ThreadCollectives:
     def allgather(self, name: str, facts: np.ndarray) -> Handle:
         return self._submit(name, facts.copy(), np.concatenate)
 
-    def alltoall(self, name: str, parts: Sequence[Words], spare: Words | None = None) -> Handle:
+    def allgather_words(self, name: str, facts: np.ndarray, words: Words) -> Handle:
+        return self._submit(name, Message(facts.copy(), namespace(words).copy(words)), list)
+
+    def alltoall(
+        self, name: str, facts: np.ndarray, parts: Sequence[Words], spare: Words | None = None
+    ) -> Handle:
         if len(parts) != self.size:
             raise ValueError(f"{len(parts)} parts for {self.size} ranks")
-        sent = [namespace(part).copy(part) for part in parts]
+        sent = [Message(facts.copy(), namespace(part).copy(part)) for part in parts]
         if spare is not None:
             spare[:] = -1  # whoever relies on what was there is found out
         return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])

@@ -23,9 +23,9 @@ from horovod_detox.exchange.aggregation import (
     examine,
     non_finite_votes,
 )
-from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.collectives import NOTHING, Collectives, Handle
+from horovod_detox.exchange.cut import cut
 from horovod_detox.exchange.step import Outcome, Step, rule_for
-from horovod_detox.vote.fingerprint import slice_bounds
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import judge, majority_vote
 
@@ -36,11 +36,13 @@ def exchange(step: Step) -> Outcome:
     rank, p = collectives.rank, collectives.size
     members = groups.members[groups.of(rank)]
     is_leader = rank == members[0]
-    bounds = slice_bounds(len(copy), p)
+    (part,) = cut(len(copy), p)
+    bounds = part.slices
 
-    copies = _multicast(collectives, "copies", copy, members)
-    step.agreement.wait()
-    copies = copies.wait()
+    told = step.control.tell()
+    copies = _multicast(collectives, "copies", copy, members, told).wait()
+    step.control.hear([message.facts for message in copies])
+    copies = [message.words for message in copies]
 
     seen = np.stack([examine(step.buffers, copies[member], bounds) for member in members])
     vote = majority_vote(members, seen)
@@ -49,26 +51,30 @@ def exchange(step: Step) -> Outcome:
     votes = _multicast(collectives, "votes", winner, groups.leaders if is_leader else ())
     facts = collectives.allgather("facts", seen.ravel() if is_leader else seen.ravel()[:0])
     table = _table(groups, facts.wait(), seen.shape[1:])
-    votes = votes.wait()
+    votes = [message.words for message in votes.wait()]
 
     verdict = judge(groups, table)
     non_finite = non_finite_votes(verdict, table)
     rule, means = rule_for(step.plan, verdict, non_finite), {}
     if is_leader:
         kept = {g: votes[groups.leaders[g]] for g in verdict.winners if g not in non_finite}
-        columns = Columns(step.buffers, kept, step.memory, bounds)
+        columns = Columns(step.buffers, kept, step.memory, part.all_blocks)
         means = aggregate_votes(rule, [columns], [step.update])
     receivers = members if is_leader else ()
     updates = _multicast(collectives, "update", step.update, receivers).wait()
-    return Outcome(updates[members[0]], verdict, non_finite, means=means)
+    return Outcome(updates[members[0]].words, verdict, non_finite, means=means)
 
 
 def _multicast(
-    collectives: Collectives, name: str, words: Words, receivers: Sequence[int]
+    collectives: Collectives,
+    name: str,
+    words: Words,
+    receivers: Sequence[int],
+    facts: np.ndarray = NOTHING,
 ) -> Handle:
-    """Send the same words to several ranks, and nothing to the others."""
+    """Send the same words to several ranks, and nothing but facts to the others."""
     parts = [words if rank in receivers else words[:0] for rank in range(collectives.size)]
-    return collectives.alltoall(name, parts)
+    return collectives.alltoall(name, facts, parts)
 
 
 def _table(groups: Groups, facts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

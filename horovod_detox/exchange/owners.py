@@ -8,48 +8,139 @@ from horovod_detox.aggregators import Aggregator
 from horovod_detox.arrays.namespaces import Words
 from horovod_detox.exchange.aggregation import Columns, add_up, aggregate_votes
 from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.cut import Part
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.witnesses import majority
+
+GATHERED_WORDS = 1 << 20
+"""Up to so many words, 8 MiB, one allgather is faster than a broadcast by each owner."""
+
+
+class Accused(Exception):
+    """Some rank did not send what it had fingerprinted.
+
+    Attributes:
+        found: all accusations.
+    """
+
+    def __init__(self, found: set[int]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+def with_accusations(accusations: Sequence[int], facts: np.ndarray) -> np.ndarray:
+    """Return what a rank tells: its accusations, then facts."""
+    return np.concatenate([np.array([len(accusations), *accusations], np.int64), facts])
+
+
+def apart(told: Sequence[np.ndarray]) -> tuple[set[int], list[np.ndarray]]:
+    """Return the accusations of all ranks, and the facts of each.
+
+    >>> apart([with_accusations([], np.array([7])), with_accusations([4, 5], np.array([8]))])
+    ({4, 5}, [array([7]), array([8])])
+    """
+    found = {each for facts in told for each in facts[1 : 1 + facts[0]].tolist()}
+    return found, [facts[1 + facts[0] :] for facts in told]
 
 
 def aggregate_slices(
     collectives: Collectives,
     rule: Aggregator | None,
-    parts: Sequence[Columns],
+    columns: Sequence[Columns],
     results: Sequence[Words],
     holders: np.ndarray,
+    accusations: Sequence[int] = (),
 ) -> tuple[Means, set[int]]:
     """Compute the slices that this rank holds; return new means, and who erred in a Gram matrix.
 
     Args:
         collectives: of the p ranks.
         rule: fitted to the votes; None: the update is NaN.
-        parts: the votes on each of the slices.
+        columns: the votes on the slices that this rank holds, of one part after another, each of as
+            many blocks.
         results: `(w,)` words of each, written to.
-        holders: `(1 + w, p)`: who holds each slice, its owner first.
+        holders: `(1 + w, p)`: who holds each slice of a part, its owner first.
+        accusations: of this rank.
+
+    Raises:
+        Accused: on every rank, when one has an accusation: of what it received no Gram matrix is
+            to be made.
     """
     wrong: set[int] = set()
+    held, p = holders.shape
 
     def total(grams: np.ndarray) -> np.ndarray:
         upper = np.triu_indices(grams.shape[-1])  # they are symmetric
         words = np.ascontiguousarray(grams[:, *upper]).view(np.int64)
-        gathered = collectives.allgather("grams", words.ravel()).wait()
-        true, liars = majority(gathered.reshape(collectives.size, *words.shape), holders)
+        told = with_accusations(accusations, words.ravel())
+        messages = collectives.allgather_words("grams", told, results[0][:0]).wait()
+        found, gathered = apart([message.facts for message in messages])
+        if found:
+            raise Accused(found)
+        by_part = np.stack(gathered).reshape(p, len(columns) // held, held, -1)
+        true, liars = majority(by_part.swapaxes(1, 2).reshape(p, held, -1), holders)
         wrong.update(liars)
-        of_slices = np.empty((len(true), *grams.shape[1:]))
-        of_slices[:, *upper] = of_slices[:, *upper[::-1]] = true.view(np.float64)
-        return add_up(of_slices)
+        # From slice, part and block of the slice to the order of the words.
+        in_order = true.reshape(p, len(columns) // held, -1, len(upper[0])).swapaxes(0, 1)
+        of_blocks = np.empty((in_order[..., 0].size, *grams.shape[1:]))
+        numbers = in_order.reshape(len(of_blocks), -1).view(np.float64)
+        of_blocks[:, *upper] = of_blocks[:, *upper[::-1]] = numbers
+        return add_up(of_blocks)
 
-    means = aggregate_votes(rule, parts, results, total)
+    means = aggregate_votes(rule, columns, results, total)
     return means, wrong
 
 
-def broadcast_slices(
-    collectives: Collectives, update: Words, bounds: Sequence[tuple[int, int]], name: str
-) -> list[Handle]:
-    """Let every owner's slice of the update be on its way to all, in place."""
-    return [
+def share_slices(collectives: Collectives, part: Part, update: Words, facts: np.ndarray) -> Handle:
+    """Let every owner's slice of a part be on its way to all, and facts of every rank beside it.
+
+    Args:
+        collectives: of the p ranks.
+        part: which words.
+        update: `(w,)` words, in which this rank's slice is and those of the others will be.
+        facts: `(n,)` of int64, for all.
+
+    Returns:
+        what to wait for: it returns the facts by rank.
+    """
+    name = f"update{part.name}"
+    start, stop = part.slices[collectives.rank]
+    if part.stop - part.start <= GATHERED_WORDS:
+        return _Gathered(collectives.allgather_words(name, facts, update[start:stop]), part, update)
+    broadcasts = [
         collectives.broadcast(f"{name}.{owner}", update[start:stop], owner)
-        for owner, (start, stop) in enumerate(bounds)
-        if start < stop
+        for owner, (start, stop) in enumerate(part.slices)
     ]
+    return _Broadcast(collectives.allgather_words(f"{name}.facts", facts, update[:0]), broadcasts)
+
+
+class _Gathered:
+    """The slices under way, as messages."""
+
+    def __init__(self, messages: Handle, part: Part, update: Words) -> None:
+        self._messages, self._part, self._update = messages, part, update
+
+    def is_done(self) -> bool:
+        return self._messages.is_done()
+
+    def wait(self) -> list[np.ndarray]:
+        messages = self._messages.wait()
+        # This rank's own, too: all ranks are to hold what was sent, even if it was not meant.
+        for (start, stop), message in zip(self._part.slices, messages, strict=True):
+            self._update[start:stop] = message.words
+        return [message.facts for message in messages]
+
+
+class _Broadcast:
+    """The slices under way, in place, and the facts beside them."""
+
+    def __init__(self, facts: Handle, broadcasts: Sequence[Handle]) -> None:
+        self._facts, self._broadcasts = facts, broadcasts
+
+    def is_done(self) -> bool:
+        return self._facts.is_done() and all(handle.is_done() for handle in self._broadcasts)
+
+    def wait(self) -> list[np.ndarray]:
+        for handle in self._broadcasts:
+            handle.wait()
+        return [message.facts for message in self._facts.wait()]

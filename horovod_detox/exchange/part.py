@@ -3,20 +3,26 @@
 A part that was sent (stage 1) becomes one whose votes are known (stages 2 to 5).
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from horovod_detox.aggregators import Aggregator
 from horovod_detox.arrays.namespaces import Words, namespace
 from horovod_detox.exchange.aggregation import Columns, examine, non_finite_votes
-from horovod_detox.exchange.collectives import Handle
+from horovod_detox.exchange.collectives import NOTHING, Handle, Message
+from horovod_detox.exchange.cut import Part
 from horovod_detox.exchange.momentum import Means
-from horovod_detox.exchange.owners import aggregate_slices, broadcast_slices
+from horovod_detox.exchange.owners import (
+    Accused,
+    aggregate_slices,
+    apart,
+    share_slices,
+    with_accusations,
+)
 from horovod_detox.exchange.step import NoMajority, Step, rule_for
 from horovod_detox.exchange.witnesses import confirm
-from horovod_detox.vote.fingerprint import WORDS, fingerprints, slice_bounds
+from horovod_detox.vote.fingerprint import WORDS, fingerprint, fingerprints
 from horovod_detox.vote.groups import Groups, slice_holders
 from horovod_detox.vote.majority import judge
 
@@ -28,78 +34,62 @@ class _Slices:
     """The p slices of a part, and how they travel.
 
     Attributes:
-        step: what this rank brings to the exchange of this part.
-        name: tells the collectives of this part from those of others.
-        bounds: the words of each slice, `(start, stop)`.
+        step: what this rank brings to the exchange.
+        part: the words.
         holders: `(1 + w, p)`: who computes each slice, its owner first.
         held: the slice that this rank owns, and those that it witnesses.
     """
 
-    def __init__(self, step: Step, name: str) -> None:
-        self.step, self.name = step, name
-        self.bounds = slice_bounds(len(step.copy), step.collectives.size)
+    def __init__(self, step: Step, part: Part) -> None:
+        self.step, self.part = step, part
         self.holders = slice_holders(step.plan.groups, step.plan.witnesses)
         self.held: list[int] = np.argmax(self.holders == step.collectives.rank, axis=1).tolist()
 
     def of_copy(self, s: int) -> Words:
         """Return a slice of this rank's copy."""
-        return self.step.copy[slice(*self.bounds[s])]
+        return self.step.copy[slice(*self.part.slices[s])]
 
-    def send(self, name: str, slices: Collection[int]) -> list[Handle]:
-        """Send some slices to their owners, and to their witnesses."""
-        handles = []
+    def send(self, name: str, slices: Collection[int], facts: np.ndarray = NOTHING) -> list[Handle]:
+        """Send some slices to their owners and witnesses; with the first, facts to all."""
+        handles, step = [], self.step
         for j, receivers in enumerate(self.holders.tolist()):
-            parts = [self.step.copy[:0]] * len(self.bounds)
+            parts = [step.copy[:0]] * len(receivers)
             for s in slices:
                 parts[receivers[s]] = self.of_copy(s)
-            spare = None if j else self.step.update
-            full_name = f"{name}{self.name}" + (f".witness.{j}" if j else "")
-            handles.append(self.step.collectives.alltoall(full_name, parts, spare))
+            spare = None if j else step.update[self.part.start : self.part.stop]
+            told = NOTHING if j else facts
+            full_name = f"{name}{self.part.name}" + (f".witness.{j}" if j else "")
+            handles.append(step.collectives.alltoall(full_name, told, parts, spare))
         return handles
 
 
 class SentPart:
     """A part whose fingerprints and slices are on their way."""
 
-    def __init__(self, step: Step, name: str) -> None:
-        groups, collectives = step.plan.groups, step.collectives
-        self._slices = _Slices(step, name)
-        self._senders = _senders(groups, collectives.size, step.memory.distrusted)
-        facts = examine(step.buffers, step.copy, self._slices.bounds).ravel()
-        mine = self._senders[groups.of(collectives.rank)] == collectives.rank
-        self._facts = collectives.allgather(f"facts{name}", facts)
-        self._received = self._slices.send("slices", np.flatnonzero(mine).tolist())
+    def __init__(self, step: Step, part: Part) -> None:
+        groups, rank = step.plan.groups, step.collectives.rank
+        self._slices = _Slices(step, part)
+        self._senders = _senders(groups, step.collectives.size, step.memory.distrusted)
+        mine = np.flatnonzero(self._senders[groups.of(rank)] == rank).tolist()
+        facts = step.control.tell(examine(step.buffers, step.copy, part.slices).ravel())
+        self._received = self._slices.send("slices", mine, facts)
 
     def is_received(self) -> bool:
         """Return whether `vote` would not wait."""
-        handles = [self._slices.step.agreement, self._facts, *self._received]
-        return all(handle.is_done() for handle in handles)
+        return all(handle.is_done() for handle in self._received)
 
     def vote(self) -> "VotedPart":
-        """Wait for the other ranks, and vote."""
-        self._slices.step.agreement.wait()
-        facts = self._facts.wait()
-        received = [handle.wait() for handle in self._received]
-        part = VotedPart(self._slices, self._senders, facts, received)
-        part.begin_ahead()
-        return part
+        """Wait for the other ranks, and vote.
 
-
-@dataclass
-class _Result:
-    """The slices that this rank computed from the votes of some groups.
-
-    Attributes:
-        kept: these groups.
-        words: of each held slice, its own first, a part of the update.
-        means: new ones, with momentum.
-        broadcasts: of all owners' slices, under way.
-    """
-
-    kept: Kept
-    words: Sequence[Words]
-    means: Means
-    broadcasts: list[Handle]
+        Raises:
+            RanksDisagree: on every rank, when one is about to do something else.
+        """
+        received: list[Sequence[Message]] = [handle.wait() for handle in self._received]
+        p, control = len(received[0]), self._slices.step.control
+        facts = control.hear([message.facts for message in received[0]])
+        table = np.stack(facts).reshape(p, p, -1)
+        words = [[message.words for message in messages] for messages in received]
+        return VotedPart(self._slices, self._senders, table, words)
 
 
 class VotedPart:
@@ -109,82 +99,144 @@ class VotedPart:
         verdict, non_finite: the votes on this part.
         accused: (rank, slice) of those that did not send what they had fingerprinted.
         wrong: the ranks that computed otherwise than most who computed the same.
-        means: the new ones, once the part is concluded.
+        means: the new ones, of the slices that this rank holds.
+        accusations: those of this rank, each as one integer of part, rank and slice.
+        is_new: whether the update of this part has come since somebody last looked.
     """
 
     def __init__(
         self,
         slices: _Slices,
         senders: np.ndarray,
-        facts: np.ndarray,
+        table: np.ndarray,
         received: Sequence[Sequence[Words]],
     ) -> None:
         self._slices, self._senders, self._step = slices, senders, slices.step
-        p, groups = len(slices.bounds), self._step.plan.groups
-        self._table = facts.reshape(p, p, -1)
-        self.verdict = judge(groups, self._table)
-        self.non_finite = non_finite_votes(self.verdict, self._table)
+        self._table = table
+        self.verdict = judge(self._step.plan.groups, table)
+        self.non_finite = non_finite_votes(self.verdict, table)
         self.accused: set[tuple[int, int]] = set()
         self.wrong: set[int] = set()
         self.means: Means = {}
-        # Of each held slice, the votes by group.
-        self._votes = [
-            {group: parts[senders[group, s]] for group in self.verdict.winners}
-            for s, parts in zip(slices.held, received, strict=True)
+        self.accusations: list[int] = []
+        self.is_new = False
+        # Of each held slice, the votes by group; none where they have to be sent again.
+        self._votes: list[dict[int, Words]] = [
+            {group: words[senders[group, s]] for group in self.verdict.winners}
+            for s, words in zip(slices.held, received, strict=True)
         ]
-        self._ahead: tuple[Handle, _Result] | None = None
+        self._columns: dict[Kept, list[Columns]] = {}
+        self._results: Sequence[Words] = ()
+        self._kept: Kept | None = None  # whose votes are in the update that is shared
+        self._shared: Handle | None = None
 
-    def begin_ahead(self) -> None:
-        """Check, aggregate and broadcast at once, if all votes are good.
+    def go_ahead(self) -> None:
+        """Check, aggregate and share at once, if all votes are good.
 
-        Only another part could change that. With witnesses, accusations come first.
+        Only another part could change that. A rule that needs the Gram matrix gets that of this.
         """
         everyone = tuple(self.verdict.winners)
-        is_good = not (self.verdict.abstentions or self.non_finite or self._replacements(everyone))
-        if is_good and not self._step.plan.witnesses:
-            accusations = self._check(everyone)
-            rule = rule_for(self._step.plan, self.verdict, ())
-            self._ahead = accusations, self._aggregate(rule, everyone)
-
-    def conclude(self, rule: Aggregator | None, kept: Kept) -> None:
-        """See to it that the update is that of the kept groups."""
-        if self._step.plan.witnesses:
-            result = self._conclude_with_witnesses(rule, kept)
+        if self.verdict.abstentions or self.non_finite or self._replacements(everyone):
+            return
+        rule = rule_for(self._step.plan, self.verdict, ())
+        if rule is not None and rule.uses_gram:
+            for columns in self.columns(everyone):
+                _ = columns.grams
         else:
-            result = self._conclude_alone(rule, kept)
-        self.means = result.means
+            aggregate([self], rule, everyone)
+            # To keep them would take k / p of the gradient, for what hardly ever happens.
+            self._votes, self._columns = [{} for _ in self._votes], {}
 
-    def _conclude_alone(self, rule: Aggregator | None, kept: Kept) -> _Result:
-        """Aggregate what was received and look at the accusations beside the broadcasts."""
-        while True:
-            if self._ahead is None:
-                self._repair(kept)
-                self._ahead = self._check(kept), self._aggregate(rule, kept)
-            accusations, result = self._ahead
-            if result.kept != kept:
-                result = self._aggregate(rule, kept)
-            self._ahead = None
-            is_good = not self._accuse(accusations)
-            _wait(result.broadcasts)
-            if is_good:
-                return result
+    def is_shared(self, kept: Kept) -> bool:
+        """Return whether the update of this part is that of these groups' votes, and under way."""
+        return self._kept == kept
 
-    def _conclude_with_witnesses(self, rule: Aggregator | None, kept: Kept) -> _Result:
-        """Look at the accusations first: witnesses must compute from what the owner received."""
-        self._repair(kept)
-        while self._accuse(self._check(kept)):
-            self._repair(kept)
-        result, slices = self._aggregate(rule, kept), self._slices
-        _wait(result.broadcasts)
-        self.wrong |= confirm(
-            self._step.collectives, self._step.update, slices.bounds, result.words, slices.holders
-        )
-        return result
+    def is_received(self) -> bool:
+        """Return whether the update of this part is under way, and `receive` would not wait.
 
-    def receive_update(self) -> None:
-        """Wait for the slices that the other owners broadcast."""
-        if self._ahead is not None:
-            _wait(self._ahead[1].broadcasts)
+        With witnesses it must still be confirmed.
+        """
+        is_under_way = self._shared is not None and not self._step.plan.witnesses
+        return is_under_way and self._shared.is_done()
+
+    def repair(self, kept: Kept) -> None:
+        """Let others send what the present senders do not send as the majority has it."""
+        repairs, slices = self._replacements(kept), self._slices
+        held = self._votes[0]
+        missing = [group for group in kept if group not in held]
+        everything = {
+            (g, s): int(self._senders[g, s]) for g in missing for s in range(len(self._table))
+        }
+        to_send = everything | repairs
+        if not to_send:
+            return
+        rank = self._step.collectives.rank
+        asked = [s for (_, s), sender in to_send.items() if sender == rank]
+        received = [handle.wait() for handle in slices.send("repairs", asked)]
+        for (group, s), sender in to_send.items():
+            self._senders[group, s] = sender
+            if s in slices.held:
+                j = slices.held.index(s)
+                self._votes[j][group] = received[j][sender].words
+
+    def columns(self, kept: Kept) -> list[Columns]:
+        """Check what was received of the kept groups; return it, for each slice that is held."""
+        if kept not in self._columns:
+            self._check(kept)
+            self._columns = {kept: [self._of_slice(*each) for each in self._with_votes(kept)]}
+        return self._columns[kept]
+
+    def rooms(self) -> list[Words]:
+        """Return what to write the slices to that this rank holds, its own first."""
+        update, slices = self._step.update, self._slices
+        places = [update[slice(*slices.part.slices[s])] for s in slices.held]
+        return [places[0], *(namespace(place).copy(place) for place in places[1:])]
+
+    def share(self, kept: Kept, results: Sequence[Words], means: Means) -> None:
+        """Let this rank's slice be on its way to all; whom it accuses and its digests beside it."""
+        slices, self._results, self._kept = self._slices, results, kept
+        self.means = means
+        digests = fingerprints(results if self._step.plan.witnesses else []).ravel()
+        facts = with_accusations(self.accusations, digests)
+        self._shared = share_slices(self._step.collectives, slices.part, self._step.update, facts)
+
+    def receive(self) -> None:
+        """Wait for the slices of the others, if they are under way.
+
+        If somebody was accused, others must send, and this part of the update be computed again.
+        """
+        if self._shared is None:
+            return
+        found, facts = apart(self._shared.wait())
+        self._shared = None
+        if found:
+            self.accuse(found)
+            return
+        if self._step.plan.witnesses:
+            self.wrong |= confirm(
+                self._step.collectives,
+                self._step.update,
+                self._slices.part.slices,
+                self._results,
+                np.stack(facts).reshape(len(facts), -1, WORDS),
+                self._slices.holders,
+            )
+        self.is_new = True
+
+    def accuse(self, found: Collection[int]) -> None:
+        """Note who was accused; what was computed does not count."""
+        p, number = len(self._table), self._slices.part.number
+        places = [
+            np.unravel_index(each, (number + 1, p, p)) for each in found if each // p**2 == number
+        ]
+        self.accused |= {(int(rank), int(s)) for _, rank, s in places}
+        self._kept, self._columns = None, {}
+
+    def digest(self) -> np.ndarray:
+        """Digest the update of this part: `(2,)` of int64."""
+        self.is_new = False
+        part = self._slices.part
+        return fingerprint(self._step.update, [(part.start, part.stop)])[0]
 
     def _replacements(self, kept: Kept) -> dict[tuple[int, int], int]:
         """Return who sends next, by (group, slice), where a sender lost or was accused."""
@@ -192,63 +244,73 @@ class VotedPart:
         groups = self._step.plan.groups
         return _repairs(groups, winners, self._table, self._senders, self.accused)
 
-    def _repair(self, kept: Kept) -> None:
-        """Let others send what the present senders do not send as the majority has it."""
-        repairs, slices = self._replacements(kept), self._slices
-        if not repairs:
-            return
-        rank = self._step.collectives.rank
-        asked = [s for (_, s), sender in repairs.items() if sender == rank]
-        received = [handle.wait() for handle in slices.send("repairs", asked)]
-        for (group, s), sender in repairs.items():
-            self._senders[group, s] = sender
-            if s in slices.held:
-                j = slices.held.index(s)
-                self._votes[j][group] = received[j][sender]
+    def _with_votes(self, kept: Kept) -> Iterable[tuple[int, dict[int, Words]]]:
+        """Yield the slices that are held, and the votes of the kept groups on each."""
+        for s, votes in zip(self._slices.held, self._votes, strict=True):
+            yield s, {group: votes[group] for group in kept}
 
-    def _check(self, kept: Kept) -> Handle:
-        """Accuse the senders whose slice was not what they had fingerprinted, to all ranks."""
-        slices, liars = self._slices, []
-        for s, votes in zip(slices.held, self._votes, strict=True):
+    def _check(self, kept: Kept) -> None:
+        """Note the senders whose slice was not what they had fingerprinted."""
+        slices, self.accusations = self._slices, []
+        p, number = len(self._table), slices.part.number
+        for (s, votes), held in zip(self._with_votes(kept), self._votes, strict=True):
             senders = self._senders[list(kept), s]
             told = self._table[senders, s, :WORDS]
-            is_as_told = (fingerprints([votes[group] for group in kept]) == told).all(axis=1)
+            is_as_told = (fingerprints(list(votes.values())) == told).all(axis=1)
             for i in np.flatnonzero(~is_as_told).tolist():
-                liars.append(int(senders[i]) * len(slices.bounds) + s)
+                self.accusations.append(int((number * p + senders[i]) * p + s))
                 # To go on with; the result will not count.
-                votes[kept[i]] = slices.of_copy(s)
-        words = np.array(liars, np.int64)
-        return self._step.collectives.allgather(f"accusations{slices.name}", words)
+                held[kept[i]] = slices.of_copy(s)
 
-    def _accuse(self, accusations: Handle) -> bool:
-        """Note who was accused; return whether somebody was, so that others must send."""
-        found = {divmod(each, len(self._slices.bounds)) for each in accusations.wait().tolist()}
-        self.accused |= found
-        return bool(found)
+    def _of_slice(self, s: int, votes: Mapping[int, Words]) -> Columns:
+        """Return the votes on a slice as columns."""
+        part = self._slices.part
+        mine = self._step.cut(*part.slices[s])
+        return Columns(mine.buffers, votes, mine.memory, part.blocks_within(s))
 
-    def _aggregate(self, rule: Aggregator | None, kept: Kept) -> _Result:
-        """Compute the slices that this rank holds; let its own be on its way to all, in place."""
-        self.receive_update()  # of a former attempt
-        step, slices = self._step, self._slices
-        columns, results = [], []
-        for j, (s, votes) in enumerate(zip(slices.held, self._votes, strict=True)):
-            start, stop = slices.bounds[s]
-            mine = step.cut(start, stop)
-            results.append(namespace(mine.update).copy(mine.update) if j else mine.update)
-            of_kept = {group: votes[group] for group in kept}
-            columns.append(Columns(mine.buffers, of_kept, mine.memory, [(0, stop - start)]))
-        means, wrong = aggregate_slices(step.collectives, rule, columns, results, slices.holders)
-        self.wrong |= wrong
-        broadcasts = broadcast_slices(
-            step.collectives, step.update, slices.bounds, f"update{slices.name}"
+
+def aggregate(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -> None:
+    """Compute the slices that this rank holds of one or of all parts; let its own be on their way.
+
+    Args:
+        parts: all of them, if the rule needs the Gram matrix.
+        rule: fitted to the votes that are kept; None: the update is NaN.
+        kept: the groups whose votes count.
+    """
+    step, holders = parts[0]._step, parts[0]._slices.holders
+    for part in parts:
+        part.receive()  # of a former attempt
+        part.repair(kept)
+    columns = [column for part in parts for column in part.columns(kept)]
+    accusations = [each for part in parts for each in part.accusations]
+    rooms = [part.rooms() for part in parts]
+    results = [room for of_part in rooms for room in of_part]
+    try:
+        means, wrong = aggregate_slices(
+            step.collectives, rule, columns, results, holders, accusations
         )
-        return _Result(kept, results, means, broadcasts)
+    except Accused as error:
+        for part in parts:
+            part.accuse(error.found)
+        return
+    parts[0].wrong |= wrong
+    for part, of_part in zip(parts, rooms, strict=True):
+        part.share(kept, of_part, means)
 
 
-def _wait(handles: list[Handle]) -> None:
-    """Wait for handles, each once: Horovod forgets those that were waited for."""
-    while handles:
-        handles.pop(0).wait()
+def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -> None:
+    """See to it that the update is that of the kept groups; aggregate anew until nobody is accused.
+
+    Args:
+        parts, rule, kept: as of `aggregate`.
+    """
+    while True:
+        if not all(part.is_shared(kept) for part in parts):
+            aggregate(parts, rule, kept)
+        for part in parts:
+            part.receive()
+        if all(part.is_shared(kept) for part in parts):
+            return
 
 
 def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.ndarray:

@@ -13,10 +13,10 @@ from horovod_detox.exchange.aggregation import (
     examine,
     non_finite_votes,
 )
+from horovod_detox.exchange.cut import Bounds, cut
 from horovod_detox.exchange.step import AT_FIRST, Memory, Outcome, Plan, rule_for
 from horovod_detox.packing.layout import Buffers
 from horovod_detox.vote.distances import distances_in_groups
-from horovod_detox.vote.fingerprint import slice_bounds
 from horovod_detox.vote.majority import Verdict, judge
 
 
@@ -25,7 +25,7 @@ def aggregate_copies(
     buffers: Buffers,
     copies: Sequence[Copy],
     memory: Memory = AT_FIRST,
-    parts: Sequence[tuple[int, int]] | None = None,
+    parts: int = 1,
 ) -> Outcome:
     """Vote on and aggregate the copies of all p ranks: p times `(w,)` words -> outcome.
 
@@ -34,16 +34,14 @@ def aggregate_copies(
         buffers: what the words are.
         copies: by rank; one object for several ranks is looked at once.
         memory: what is known from earlier steps.
-        parts: the words that are cut into p slices each, to be voted on; None: all.
+        parts: in how many the copies are exchanged; votes are taken on p slices of each.
 
     Raises:
         NoMajority: when too many groups lost their majority.
     """
-    bounds = [
-        (start + first, start + last)
-        for start, stop in parts or [(0, buffers.words)]
-        for first, last in slice_bounds(stop - start, len(copies))
-    ]
+    pieces = cut(buffers.words, len(copies), parts)
+    bounds = [bounds for part in pieces for bounds in part.slices]
+    blocks = [block for part in pieces for block in part.all_blocks]
     vote = _vote_on_numbers if plan.tolerance else _vote_on_bits
     verdict, non_finite = vote(plan, buffers, copies, bounds)
     rule = rule_for(plan, verdict, non_finite)
@@ -53,12 +51,12 @@ def aggregate_copies(
         if group not in non_finite
     }
     update = namespace(copies[0]).empty((buffers.words,), copies[0], "int64")
-    means = aggregate_votes(rule, [Columns(buffers, votes, memory, bounds)], [update])
+    means = aggregate_votes(rule, [Columns(buffers, votes, memory, blocks)], [update])
     return Outcome(update, verdict, non_finite, means=means)
 
 
 def _vote_on_bits(
-    plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]
+    plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[Bounds]
 ) -> tuple[Verdict, tuple[int, ...]]:
     """Return the votes, slice by slice, and the groups whose vote is not finite."""
     distinct = {id(copy): copy for copy in copies}
@@ -69,7 +67,7 @@ def _vote_on_bits(
 
 
 def _vote_on_numbers(
-    plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]
+    plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[Bounds]
 ) -> tuple[Verdict, tuple[int, ...]]:
     """Return the votes with a tolerance and the groups whose vote is not finite."""
     of_slices = [

@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+
 from horovod_detox.aggregators import Aggregator, Hierarchy, TooFewVotes
 from horovod_detox.arrays.namespaces import Copy, Words
-from horovod_detox.exchange.collectives import Collectives, Handle
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.momentum import Means, Momentum
 from horovod_detox.packing.layout import Buffers
 from horovod_detox.vote.groups import Groups
@@ -61,8 +64,8 @@ class Step:
         plan: groups, and the rule of this step.
         buffers: what the words of the copy are.
         copy: `(w,)` words, this rank's copy of its group's gradient; left as it is.
-        agreement: raises when the ranks are not about to do the same; waited for before anything
-            that was received is used.
+        control: what this rank tells all others with its first message; what they tell is heard
+            before anything else that was received is used.
         memory: what is known from earlier steps.
         update: `(w,)` words of any contents, which the update is written to.
     """
@@ -71,7 +74,7 @@ class Step:
     plan: Plan
     buffers: Buffers
     copy: Copy
-    agreement: Handle
+    control: Control
     memory: Memory
     update: Words
 
@@ -97,6 +100,7 @@ class Outcome:
         miscalculators: the ranks whose part of the aggregation differed from that of most who
             computed it, ascending.
         means: with momentum, those that this rank computed.
+        digest: `(2,)` of int64, of the update, if the exchange took it; the same on every rank.
     """
 
     update: Words
@@ -104,6 +108,7 @@ class Outcome:
     non_finite: tuple[int, ...]
     miscalculators: tuple[int, ...] = ()
     means: Means = field(default_factory=dict)
+    digest: np.ndarray | None = None
 
     @property
     def is_finite(self) -> bool:

@@ -9,7 +9,7 @@ The copies are cut into p slices; rank s owns slice s.
    could take different votes.
 3. Every owner aggregates its columns of the winners' copies; where a rule needs the Gram matrix,
    all ranks gather those of the slices and add them up.
-4. Every owner broadcasts its slice of the update.
+4. Every owner sends its slice of the update to all.
 
 Owners compare the very words that they aggregate, so nobody can send others than are voted on.
 
@@ -19,23 +19,25 @@ A rank receives `2 (p - 1) / p` times the gradient, as with allreduce.
 import numpy as np
 
 from horovod_detox.exchange.aggregation import Columns, decide
-from horovod_detox.exchange.owners import aggregate_slices, broadcast_slices
+from horovod_detox.exchange.collectives import NOTHING
+from horovod_detox.exchange.cut import cut
+from horovod_detox.exchange.owners import aggregate_slices, share_slices
 from horovod_detox.exchange.step import Outcome, Step, rule_for
 from horovod_detox.vote.distances import distances_in_groups
-from horovod_detox.vote.fingerprint import slice_bounds
 
 
 def exchange(step: Step) -> Outcome:
     """Turn this rank's copy into the update that all ranks share."""
-    collectives, plan = step.collectives, step.plan
-    p = collectives.size
-    bounds = slice_bounds(len(step.copy), p)
-    start, stop = bounds[collectives.rank]
+    collectives, plan, control = step.collectives, step.plan, step.control
+    p, rank = collectives.size, collectives.rank
+    (part,) = cut(len(step.copy), p)
+    start, stop = part.slices[rank]
     mine = step.cut(start, stop)
 
-    slices = collectives.alltoall("slices", [step.copy[i:j] for i, j in bounds], step.update)
-    step.agreement.wait()
-    copies = slices.wait()
+    slices = [step.copy[i:j] for i, j in part.slices]
+    messages = collectives.alltoall("slices", control.tell(), slices, step.update).wait()
+    control.hear([message.facts for message in messages])
+    copies = [message.words for message in messages]
 
     distances = distances_in_groups(plan.groups, mine.buffers, copies)
     gathered = collectives.allgather("distances", distances.ravel().view(np.int64)).wait()
@@ -44,10 +46,9 @@ def exchange(step: Step) -> Outcome:
 
     rule = rule_for(plan, verdict, non_finite)
     winners = {group: winner for group, (winner,) in verdict.winners.items()}
-    votes = {group: copies[rank] for group, rank in winners.items() if group not in non_finite}
-    columns = Columns(mine.buffers, votes, mine.memory, [(0, stop - start)])
+    votes = {group: copies[it] for group, it in winners.items() if group not in non_finite}
+    columns = Columns(mine.buffers, votes, mine.memory, part.blocks_within(rank))
     owners = np.arange(p)[None]
     means, _ = aggregate_slices(collectives, rule, [columns], [mine.update], owners)
-    for handle in broadcast_slices(collectives, step.update, bounds, "update"):
-        handle.wait()
+    share_slices(collectives, part, step.update, NOTHING).wait()
     return Outcome(step.update, verdict, non_finite, means=means)

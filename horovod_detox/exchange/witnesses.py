@@ -7,7 +7,7 @@ import numpy as np
 from horovod_detox.arrays.namespaces import Words
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.step import NoMajority
-from horovod_detox.vote.fingerprint import WORDS, fingerprint, fingerprints
+from horovod_detox.vote.fingerprint import fingerprint
 
 
 def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
@@ -45,29 +45,26 @@ def confirm(
     update: Words,
     bounds: Sequence[tuple[int, int]],
     results: Sequence[Words],
+    digests: np.ndarray,
     holders: np.ndarray,
 ) -> set[int]:
     """Mend the slices that are not as most holders computed them; return who computed otherwise.
 
     Args:
         collectives: of the p ranks.
-        update: `(w,)` words, as the owners broadcast them; mended in place, on every rank alike.
+        update: `(w,)` words, as the owners sent them; mended in place, on every rank alike.
         bounds: of the slices.
         results: what this rank computed for the slices that it holds, its own first.
+        digests: `(p, 1 + w, WORDS)`: the fingerprints of everybody's results.
         holders: `(1 + w, p)`: who holds each slice, its owner first.
     """
-    if len(holders) == 1:
-        return set()
-    mine = fingerprints(results)
-    gathered = collectives.allgather("results", mine.ravel()).wait()
-    by_rank = gathered.reshape(len(bounds), len(holders), WORDS)
-    true, wrong = majority(by_rank, holders)
+    true, wrong = majority(digests, holders)
     for s in np.flatnonzero((fingerprint(update, bounds) != true).any(axis=1)).tolist():
-        wrong.add(s)  # also the owner that fingerprinted another slice than it broadcast
+        wrong.add(s)  # also the owner that fingerprinted another slice than it sent
         j, witness = next(
             (j, rank)
             for j, rank in enumerate(holders[:, s].tolist())
-            if j and (by_rank[rank, j] == true[s]).all()
+            if j and (digests[rank, j] == true[s]).all()
         )
         start, stop = bounds[s]
         if collectives.rank == witness:

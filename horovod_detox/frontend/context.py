@@ -204,9 +204,22 @@ class Engines:
         plan = replace(self.plan, config=replace(self.plan.config, momentum=0.0))
         return Engine(plan, self._collectives("loss"), self._ledger)
 
-    def make_for_gradients(self, name: str = "gradients") -> "Engine | DrilledEngine":
-        """Make an engine that corrupts the copies of faulty ranks, if this is a drill."""
-        engine = Engine(self.plan, self._collectives(name), self._ledger, self._first_step())
+    def make_for_gradients(
+        self, name: str = "gradients", factor: float = 1
+    ) -> "Engine | DrilledEngine":
+        """Make an engine that corrupts the copies of faulty ranks, if this is a drill.
+
+        Args:
+            name: tells the engines of one optimizer apart.
+            factor: what the update will be multiplied by, the same on every rank.
+        """
+        engine = Engine(
+            self.plan,
+            self._collectives(name),
+            self._ledger,
+            self._first_step(),
+            f"times {factor}",
+        )
         if self._attack is None:
             return engine
         return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))

@@ -168,9 +168,7 @@ class Layout:
     @cached_property
     def digest(self) -> tuple[int, int]:
         """Return two words that differ between layouts."""
-        digest = hashlib.sha256(json.dumps(self.parameters).encode()).digest()
-        first, second = np.frombuffer(digest[: 2 * WORD], dtype=np.int64).tolist()
-        return first, second
+        return digest_of_text(json.dumps(self.parameters))
 
     def pack(self, buffers: Sequence[np.ndarray]) -> np.ndarray:
         """Join flat buffers into a copy: `[(length,), ...] -> (w,)` words."""
@@ -178,6 +176,13 @@ class Layout:
         for target, buffer in zip(self.typed(words), buffers, strict=True):
             target[:] = buffer
         return words
+
+
+def digest_of_text(text: str) -> tuple[int, int]:
+    """Return two words that differ between texts."""
+    digest = hashlib.sha256(text.encode()).digest()
+    first, second = np.frombuffer(digest[: 2 * WORD], dtype=np.int64).tolist()
+    return first, second
 
 
 def _per_word(dtype: str) -> int:

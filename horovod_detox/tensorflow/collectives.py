@@ -11,7 +11,7 @@ import tensorflow as tf
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_detox.arrays.namespaces import aligned_empty
-from horovod_detox.exchange.collectives import ExchangeTimeout, Handle
+from horovod_detox.exchange.collectives import ExchangeTimeout, Handle, join, split
 
 
 class HorovodCollectives:
@@ -35,20 +35,23 @@ class HorovodCollectives:
         """Concatenate the ranks' facts: `(n_i,)` of int64 -> `(sum of n_i,)`."""
         return self._submit(name, hvd.allgather, [facts.copy()])
 
+    def allgather_words(self, name: str, facts: np.ndarray, words: np.ndarray) -> Handle:
+        """Send facts and words, of any lengths, to all; return messages by sender."""
+        joined, _ = join(facts, [words])
+        return self._submit(name, hvd.allgather, [joined], lambda result: list(split(result)))
+
     def alltoall(
-        self, name: str, parts: Sequence[np.ndarray], spare: np.ndarray | None = None
+        self,
+        name: str,
+        facts: np.ndarray,
+        parts: Sequence[np.ndarray],
+        spare: np.ndarray | None = None,
     ) -> Handle:
-        """Send `parts[j]` to rank j; return what came, by sender."""
-        splits = np.array([len(part) for part in parts], dtype=np.int32)
-        total = int(splits.sum())
-        room = aligned_empty((total,), "int64") if spare is None else spare[:total]
-        words = np.concatenate(parts, out=room)
-
-        def split(result: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-            received, lengths = result
-            return np.split(received, np.cumsum(lengths)[:-1])
-
-        return self._submit(name, hvd.alltoall, [words, splits], split)
+        """Send the facts to all and `parts[j]` to rank j; return messages by sender."""
+        joined, lengths = join(facts, parts, spare)
+        splits = np.array(lengths, dtype=np.int32)
+        feeds = [joined, splits]
+        return self._submit(name, hvd.alltoall, feeds, lambda result: list(split(result[0])))
 
     def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
         """Overwrite words by those of a rank of the set."""

@@ -67,7 +67,8 @@ def DistributedOptimizer(
         attack=attack,
     )
     engines = context.engines(process_set, attack)
-    engine = engines.make_for_gradients() if engines else None
+    factor = reduction.factor(len(engines.plan.groups)) if engines else 1
+    engine = engines.make_for_gradients(factor=factor) if engines else None
     exchange = GradientExchange(
         reduction,
         engines.plan if engines else None,

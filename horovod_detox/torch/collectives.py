@@ -8,13 +8,23 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from horovod_detox.exchange.collectives import ExchangeTimeout, Handle
+from horovod_detox.exchange.collectives import (
+    ExchangeTimeout,
+    Handle,
+    Message,
+    join,
+    process_ends,
+    split,
+)
 
 POLL_SECONDS = 0.001
 
 
 class HorovodCollectives:
-    """The ranks of a process set, under names that begin with `scope`."""
+    """The ranks of a process set, under names that begin with `scope`.
+
+    Words in main memory travel in one message with the facts, those on a device beside them.
+    """
 
     def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
         self.rank = process_set.rank()
@@ -25,26 +35,33 @@ class HorovodCollectives:
 
     def allgather(self, name: str, facts: np.ndarray) -> Handle:
         """Concatenate the ranks' facts: `(n_i,)` of int64 -> `(sum of n_i,)`."""
-        handle = hvd.allgather_async(
-            torch.tensor(facts),
-            name=f"{self._scope}.{name}",
-            process_set=self._process_set,
-        )
-        return _HorovodHandle(handle, name, self, torch.Tensor.numpy)
+        return self._allgather(name, torch.tensor(facts), torch.Tensor.numpy)
+
+    def allgather_words(self, name: str, facts: np.ndarray, words: torch.Tensor) -> Handle:
+        """Send facts and words, of any lengths, to all; return messages by sender."""
+        if words.device.type == "cpu":
+            joined, _ = join(facts, [words.numpy()])
+            return self._allgather(name, torch.from_numpy(joined), _messages)
+        beside = self._beside(name, facts, [len(words)] * self.size)
+        return _Parallel(self.rank, beside, self._allgather(name, words, _itself))
 
     def alltoall(
-        self, name: str, parts: Sequence[torch.Tensor], spare: torch.Tensor | None = None
+        self,
+        name: str,
+        facts: np.ndarray,
+        parts: Sequence[torch.Tensor],
+        spare: torch.Tensor | None = None,
     ) -> Handle:
-        """Send `parts[j]` to rank j; return what came, by sender."""
-        splits = torch.tensor([len(part) for part in parts], dtype=torch.int32)
-        room = None if spare is None else spare[: int(splits.sum())]
-        handle = hvd.alltoall_async(
-            torch.cat(list(parts), out=room),
-            splits=splits,
-            name=f"{self._scope}.{name}",
-            process_set=self._process_set,
-        )
-        return _HorovodHandle(handle, name, self, lambda got: got[0].split(got[1].tolist()))
+        """Send the facts to all and `parts[j]` to rank j; return messages by sender."""
+        lengths = [len(part) for part in parts]
+        if parts[0].device.type == "cpu":
+            room = None if spare is None else spare.numpy()
+            joined, lengths = join(facts, [part.numpy() for part in parts], room)
+            return self._alltoall(name, torch.from_numpy(joined), lengths, _messages)
+        room = None if spare is None else spare[: sum(lengths)]
+        beside = self._beside(name, facts, lengths)
+        words = self._alltoall(name, torch.cat(list(parts), out=room), lengths, _itself)
+        return _Parallel(self.rank, beside, words)
 
     def broadcast(self, name: str, words: torch.Tensor, root: int) -> Handle:
         """Overwrite words by those of a rank of the set."""
@@ -55,6 +72,29 @@ class HorovodCollectives:
             process_set=self._process_set,
         )
         return _HorovodHandle(handle, name, self, lambda _: None)
+
+    def _allgather(
+        self, name: str, words: torch.Tensor, finish: Callable[[Any], Any]
+    ) -> "_HorovodHandle":
+        full_name = f"{self._scope}.{name}"
+        handle = hvd.allgather_async(words, name=full_name, process_set=self._process_set)
+        return _HorovodHandle(handle, name, self, finish)
+
+    def _alltoall(
+        self, name: str, words: torch.Tensor, lengths: list[int], finish: Callable[[Any], Any]
+    ) -> "_HorovodHandle":
+        handle = hvd.alltoall_async(
+            words,
+            splits=torch.tensor(lengths, dtype=torch.int32),
+            name=f"{self._scope}.{name}",
+            process_set=self._process_set,
+        )
+        return _HorovodHandle(handle, name, self, lambda got: finish(got[0]))
+
+    def _beside(self, name: str, facts: np.ndarray, lengths: list[int]) -> Handle:
+        """Send facts to all, and how many words each rank gets."""
+        joined, _ = join(facts, [np.array(lengths)])
+        return self._allgather(f"{name}.facts", torch.from_numpy(joined), _messages)
 
 
 class _HorovodHandle:
@@ -80,5 +120,29 @@ class _HorovodHandle:
         while not self.is_done():
             if time.monotonic() > deadline:
                 raise ExchangeTimeout.after(timeout, self._collectives.rank, self._name)
-            time.sleep(POLL_SECONDS)
+            if process_ends.wait(POLL_SECONDS):
+                raise ExchangeTimeout.at_the_end(self._collectives.rank, self._name)
         return self._finish(hvd.synchronize(self._handle))
+
+
+class _Parallel:
+    """Facts under way, with how many words each rank gets, and the words beside them."""
+
+    def __init__(self, rank: int, beside: Handle, words: Handle) -> None:
+        self._rank, self._beside, self._words = rank, beside, words
+
+    def is_done(self) -> bool:
+        return self._beside.is_done() and self._words.is_done()
+
+    def wait(self) -> list[Message]:
+        heads = self._beside.wait()
+        received = self._words.wait().split([int(head.words[self._rank]) for head in heads])
+        return [Message(head.facts, words) for head, words in zip(heads, received, strict=True)]
+
+
+def _messages(joined: torch.Tensor) -> list[Message]:
+    return [Message(m.facts, torch.from_numpy(m.words)) for m in split(joined.numpy())]
+
+
+def _itself(words: torch.Tensor) -> torch.Tensor:
+    return words

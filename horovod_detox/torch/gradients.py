@@ -56,7 +56,7 @@ class GradientExchange:
     ) -> None:
         self.number = next(_numbers)
         self._engines = engines
-        self._engine = engines.make_for_gradients()
+        self._engine = engines.make_for_gradients(factor=factor)
         self._loss_engine: Engine | None = None
         self._named_parameters = named_parameters
         self._compression = compression

@@ -20,10 +20,11 @@ from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.frontend.context import Engines
 from horovod_detox.history import History
-from tests.cluster import Tampering, layout_of
+from tests.cluster import Tampering, layout_of, parts_wanted
 from tests.exchange.test_witnesses import Miscalculating
 
 BETA = 0.9
+pytestmark = pytest.mark.usefixtures("small_blocks")
 SETTINGS = Detox(momentum=BETA, one_round_bytes=0)
 IN_PARTS = replace(SETTINGS, overlap_bytes=8 * 7)
 
@@ -77,9 +78,9 @@ def exchanged(detox, steps, seam=lambda collectives: collectives, wrong=()):
             try:
                 if len(parts) > 1:
                     under_way = engine.begin(copy, layout, update)
-                    for part, (start, stop) in enumerate(parts):
-                        copy[start:stop] = words[start:stop]
-                        under_way.send(part)
+                    for number, part in enumerate(parts):
+                        copy[part.start : part.stop] = words[part.start : part.stop]
+                        under_way.send(number)
                         under_way.advance()
                     outcome = engine.finish(under_way, copy, layout)
                 else:
@@ -98,8 +99,7 @@ def exchanged(detox, steps, seam=lambda collectives: collectives, wrong=()):
 def in_one_process(detox, steps):
     """Return what `exchanged` should: the updates, None where there is none."""
     history, layout = History(detox.plan(len(steps[0]))), layout_of(steps[0][0])
-    alone = InProcessCluster(1).run(lambda collectives: collectives)[0]
-    parts = Engine(history.plan, alone).parts(layout)
+    parts = parts_wanted(detox, layout)
     updates = []
     for copies in steps:
         words = [layout.pack([copy]) for copy in copies]
@@ -236,10 +236,10 @@ def test_senders_of_something_else_leave_no_trace_in_the_means(outer, witnesses)
     class Late(Tampering):
         step = 0
 
-        def alltoall(self, name, parts, spare=None):
+        def alltoall(self, name, facts, parts, spare=None):
             liars = [4, 5] if self.step == 1 else []
             self.tamper = lambda part: part ^ (self.rank in liars)
-            return super().alltoall(name, parts, spare)
+            return super().alltoall(name, facts, parts, spare)
 
     fair, _ = exchanged(detox, steps)
     updates, reports = exchanged(detox, steps, Late)

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.cut import cut
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import NoMajority
-from tests.cluster import Tampering, layout_of
+from tests.cluster import Tampering, layout_of, parts_wanted
 
+pytestmark = pytest.mark.usefixtures("small_blocks")
 SETTINGS = Detox(one_round_bytes=0, overlap_bytes=8 * 7)
 
 
@@ -32,7 +34,7 @@ def exchange_in_parts(detox, copies, order=None, seam=lambda collectives: collec
             under_way = engine.begin(copy, layout, update)
             sent = range(count) if order is None else order(collectives.rank, count)
             for part in sent:
-                bounds = slice(*engine.parts(layout)[part])
+                bounds = slice(engine.parts(layout)[part].start, engine.parts(layout)[part].stop)
                 copy[bounds] = words[bounds]
                 under_way.send(part)
                 under_way.advance()
@@ -73,15 +75,15 @@ def test_parts_in_any_order_give_what_the_whole_algorithm_gives(job):
     detox, copies, order = job
     plan, layout = detox.plan(len(copies)), layout_of(copies[0])
     words = [layout.pack([copy]) for copy in copies]
-    bounds = Engine(plan, InProcessCluster(len(copies)).run(lambda c: c)[0]).parts(layout)
+    parts = parts_wanted(detox, layout)
     try:
-        expected = aggregate_copies(plan, layout.buffers, words, parts=bounds)
+        expected = aggregate_copies(plan, layout.buffers, words, parts=parts)
     except NoMajority:
         with pytest.raises(NoMajority):
             exchange_in_parts(detox, copies, order)
         return
     for outcome, _, count in exchange_in_parts(detox, copies, order):
-        assert count == len(bounds)
+        assert count == len(cut(layout.words, len(copies), parts))
         assert outcome.update.tobytes() == expected.update.tobytes()
         assert (outcome.verdict, outcome.non_finite) == (expected.verdict, expected.non_finite)
 
@@ -90,7 +92,7 @@ def test_a_vote_that_is_lost_in_the_last_part_is_taken_out_of_the_first():
     """Groups 0, 1, 2 vote 1, 2, 6; only the last element of group 2 has no majority."""
     copies = [np.full(100, [1.0, 2.0, 6.0][rank % 3], np.float32) for rank in range(9)]
     fair = exchange_in_parts(replace(SETTINGS, outer="mean"), copies)
-    assert fair[0][2] > 5
+    assert fair[0][2] == 4
     assert set(fair[0][0].update.view(np.float32)) == {3.0}
     copies[2][-1], copies[5][-1] = 7, 8
     for outcome, report, _ in exchange_in_parts(replace(SETTINGS, outer="mean"), copies):
@@ -112,10 +114,10 @@ def test_a_part_is_aggregated_before_the_last_is_known():
     calls: list[str] = []
 
     class Listening(Tampering):
-        def broadcast(self, name, words, root):
+        def allgather_words(self, name, facts, words):
             if self.rank == 0:
                 calls.append(name)
-            return self._collectives.broadcast(name, words, root)
+            return self._collectives.allgather_words(name, facts, words)
 
     copies = [np.ones(100, np.float32)] * 6
     plan, layout = SETTINGS.plan(6), layout_of(copies[0])
@@ -133,18 +135,17 @@ def test_a_part_is_aggregated_before_the_last_is_known():
         return early
 
     early = InProcessCluster(6).run(program)[0]
-    assert "update.0" in early
-    assert not any(name.startswith(f"update.{part}.") for name in early for part in range(2, 8))
+    assert early == ["update"]
 
 
 def test_senders_who_send_something_else_are_replaced_in_their_part():
     copies = [np.full(100, rank % 3, np.float32) for rank in range(9)]
 
     class Lying(Tampering):
-        def alltoall(self, name, parts, spare=None):
+        def alltoall(self, name, facts, parts, spare=None):
             if self.rank == 4 and name == "slices.3":
                 parts = [part + 1 for part in parts]
-            return self._collectives.alltoall(name, parts, spare)
+            return self._collectives.alltoall(name, facts, parts, spare)
 
     for outcome, report, _ in exchange_in_parts(SETTINGS, copies, seam=Lying, steps=3):
         assert set(outcome.update.view(np.float32)) == {1.0}
@@ -154,8 +155,6 @@ def test_senders_who_send_something_else_are_replaced_in_their_part():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"outer": "multi_krum"},
-        {"group_size": 2, "witnesses": 1},
         {"exchange": "leaders"},
         {"exchange": "gathered"},
         {"one_round_bytes": 1 << 20},
@@ -165,4 +164,4 @@ def test_senders_who_send_something_else_are_replaced_in_their_part():
 )
 def test_what_needs_the_whole_gradient_is_not_exchanged_in_parts(fields):
     plan, layout = replace(SETTINGS, **fields).plan(9), layout_of(np.zeros(100, np.float32))
-    assert Engine(plan, InProcessCluster(9).run(lambda c: c)[0]).parts(layout) == [(0, 50)]
+    assert Engine(plan, InProcessCluster(9).run(lambda c: c)[0]).parts(layout) == cut(50, 9)

@@ -9,6 +9,7 @@ from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.control import RECORD
 from horovod_detox.packing.layout import WORD
 from measuring.traffic import Traffic
 from tests.cluster import Tampering, layout_of
@@ -33,13 +34,13 @@ def test_small_gradients_take_a_single_round(fields, words, used):
     class Listening(Tampering):
         names: ClassVar[set[str]] = set()
 
-        def alltoall(self, name, parts, spare=None):
+        def alltoall(self, name, facts, parts, spare=None):
             self.names.add(f"alltoall {name}")
-            return self._collectives.alltoall(name, parts, spare)
+            return self._collectives.alltoall(name, facts, parts, spare)
 
-        def allgather(self, name, facts):
+        def allgather_words(self, name, facts, words):
             self.names.add(f"allgather {name}")
-            return self._collectives.allgather(name, facts)
+            return self._collectives.allgather_words(name, facts, words)
 
     plan, layout = Detox(**fields).plan(6), layout_of(np.zeros(words))
 
@@ -50,7 +51,7 @@ def test_small_gradients_take_a_single_round(fields, words, used):
     InProcessCluster(6).run(program)
     kind = "allgather" if used == "gathered" else "alltoall"
     assert f"{kind} {calls[used]}" in Listening.names
-    assert ("allgather accusations" in Listening.names) == (used == "sharded")
+    assert ("allgather update" in Listening.names) == (used == "sharded")
 
 
 @pytest.mark.parametrize("exchange", ["sharded", "gathered"])
@@ -59,9 +60,9 @@ def test_update_and_slices_to_send_take_the_memory_that_is_given(exchange):
     layout = layout_of(np.zeros(120))
 
     class Listening(Tampering):
-        def alltoall(self, name, parts, spare=None):
+        def alltoall(self, name, facts, parts, spare=None):
             self.spares.append(spare)
-            return self._collectives.alltoall(name, parts, spare)
+            return self._collectives.alltoall(name, facts, parts, spare)
 
     def program(collectives):
         seam: Any = Listening(collectives)
@@ -111,9 +112,10 @@ def test_what_a_rank_sends_is_counted(p, r):
 
         sent[name] = np.array(InProcessCluster(p).run(program))
     allreduce = 2 * width * (p - 1) / p
-    facts = 3 * p * (p - 1) + 5 * (p - 1)
+    record = RECORD.itemsize / WORD
+    facts = (3 * p + 2 * record + 1) * (p - 1)  # the record once more in the first exchange
     assert sent["sharded"].max() <= (1 + 1 / r) / 2 * allreduce + facts
     assert sent["leaders"].max() > allreduce
-    assert sent["gathered"].max() == (p - 1) * (width + 5)
+    assert sent["gathered"].max() == (p - 1) * (width + 2 * record)
     results = 2 * (1 + w) * (p - 1)
     assert sent["witnessed"].max() <= (1 + (1 + w) / r) / 2 * allreduce + facts + results

@@ -10,7 +10,6 @@ from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.step import NoMajority
-from horovod_detox.vote.fingerprint import WORDS, fingerprint
 from horovod_detox.vote.groups import slice_holders
 from tests.cluster import Tampering, exchange_all, failing_everywhere, layout_of
 
@@ -41,13 +40,11 @@ class Misreporting(Tampering):
         super().__init__(collectives)
         self._name = name
 
-    def allgather(self, name, facts):
-        return self._collectives.allgather(name, facts ^ (name == self._name))
-
-    def broadcast(self, name, words, root):
-        if self._name == "update" and root == self.rank:
-            words ^= 1
-        return self._collectives.broadcast(name, words, root)
+    def allgather_words(self, name, facts, words):
+        told = {"grams": "grams", "results": "update"}.get(self._name)
+        facts = np.concatenate([facts[:1], facts[1:] ^ (name == told)])  # no accusations
+        words = words ^ (name == self._name == "update")
+        return self._collectives.allgather_words(name, facts, words)
 
 
 @pytest.mark.parametrize("fault", ["rule", "grams", "results", "update"])
@@ -123,21 +120,20 @@ def test_a_single_witness_finds_a_wrong_owner_but_cannot_tell_who_errs(outer):
 
 
 class TwoFaced(Tampering):
-    """An owner that broadcasts another slice than it fingerprints."""
+    """An owner that sends another slice than it fingerprints."""
+
+    def allgather_words(self, name, facts, words):
+        return self._collectives.allgather_words(name, facts, words ^ (name == "update"))
 
     def broadcast(self, name, words, root):
         if root == self.rank and name.startswith("update"):
-            self.true = fingerprint(words, [(0, len(words))]).ravel()
             words ^= 1
         return self._collectives.broadcast(name, words, root)
 
-    def allgather(self, name, facts):
-        if name == "results":
-            facts = np.concatenate([self.true, facts[WORDS:]])
-        return self._collectives.allgather(name, facts)
 
-
-def test_an_owner_that_broadcasts_another_slice_than_it_tells_is_named():
+@pytest.mark.parametrize("gathered", [0, 1 << 20])
+def test_an_owner_that_sends_another_slice_than_it_tells_is_named(gathered, monkeypatch):
+    monkeypatch.setattr("horovod_detox.exchange.owners.GATHERED_WORDS", gathered)
     plan, layout = Detox(witnesses=2).plan(9), layout_of(np.zeros(50))
 
     def program(collectives):

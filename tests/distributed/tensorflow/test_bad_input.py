@@ -6,8 +6,8 @@ import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 from horovod_detox import Detox
-from horovod_detox.exchange.agreement import RanksDisagree
 from horovod_detox.exchange.collectives import ExchangeTimeout
+from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
 from tests.distributed.tensorflow.training import everywhere, fit, sgd
 

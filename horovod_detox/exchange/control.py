@@ -1,0 +1,113 @@
+"""What the ranks tell each other beside the copies, and what follows if it is not the usual.
+
+One record goes with every message that begins an exchange, so that it takes no message of its own.
+From the records of all, every rank sees alike whether the exchange is an ordinary one. If it is
+not, all of them go through the same control rounds, which deal with it, and then on or to an end.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.sharing import share
+from horovod_detox.packing.layout import Layout, difference
+
+RECORD = np.dtype(
+    [
+        ("step", np.int64),  # the number of the exchange
+        ("layout", np.int64, 2),  # the digest of what the words of the copy are
+        ("update", np.int64, 2),  # the digest of the update of the exchange before
+        ("settings", np.int64, 2),  # the digest of what this rank was told to do
+        ("flags", np.int64),  # what is not the usual: nothing yet
+    ]
+)
+"""What a rank tells all others with every exchange."""
+_WORDS = RECORD.itemsize // 8
+
+
+class RanksDisagree(RuntimeError):
+    """The ranks are not in the same step, or do not hold the same parameters or updates."""
+
+
+class Control:
+    """This rank's record of an exchange, and what becomes of everybody's.
+
+    Args:
+        collectives: of the ranks.
+        step: the number of the exchange.
+        layout: of the copy.
+        update: `(2,)` of int64, the digest of the latest update.
+        settings: `(2,)` of int64, the digest of the settings.
+    """
+
+    def __init__(
+        self,
+        collectives: Collectives,
+        step: int,
+        layout: Layout,
+        update: np.ndarray,
+        settings: np.ndarray,
+    ) -> None:
+        self._collectives = collectives
+        self._layout = layout
+        self._record = np.array([(step, layout.digest, update, settings, 0)], RECORD)
+
+    def introduce(self) -> None:
+        """Compare the records in a round of their own, before a first exchange.
+
+        Ranks with different settings or parameters could take to different exchanges, in which
+        they would wait for each other.
+
+        Raises:
+            RanksDisagree: on every rank, when one is about to do something else.
+        """
+        words = self._collectives.allgather("introduction", self._record.view(np.int64)).wait()
+        self._compare(words.view(RECORD))
+
+    def tell(self, facts: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+        """Return this rank's record with facts behind it: `(n,)` of int64."""
+        return np.concatenate([self._record.view(np.int64), np.asarray(facts, np.int64)])
+
+    def hear(self, told: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the facts of every rank, given what each told, if this exchange is ordinary.
+
+        Raises:
+            RanksDisagree: on every rank, when one is about to do something else.
+        """
+        self._compare(np.concatenate([each[:_WORDS] for each in told]).view(RECORD))
+        return [each[_WORDS:] for each in told]
+
+    def _compare(self, records: np.ndarray) -> None:
+        """Return if all ranks are about to do the same; else find out what differs, together."""
+        if (records == records[0]).all() and not records["flags"].any():
+            return
+        if len(np.unique(records["step"])) > 1:
+            steps = records["step"].tolist()
+            raise RanksDisagree(f"the ranks are in different steps: {steps} by rank")
+        if _differ(records["layout"]):
+            lists = share(self._collectives, "parameters", self._layout.parameters)
+            raise RanksDisagree(f"the parameters differ between ranks: {difference(lists)}")
+        if _differ(records["settings"]):
+            raise RanksDisagree(
+                f"ranks {_minority(records['settings'])} exchange gradients in another way than "
+                "the others: give every rank the same settings and arguments"
+            )
+        if _differ(records["update"]):
+            step = records["step"][0] - 1
+            raise RanksDisagree(
+                f"ranks {_minority(records['update'])} computed another update than the others in "
+                f"step {step}: the aggregation is not deterministic across these machines"
+            )
+        odd = np.flatnonzero(records["flags"]).tolist()
+        raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
+
+
+def _differ(digests: np.ndarray) -> bool:
+    return len(np.unique(digests, axis=0)) > 1
+
+
+def _minority(digests: np.ndarray) -> list[int]:
+    """Return the ranks whose digest is not the most frequent one."""
+    _, inverse, counts = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
+    return np.flatnonzero(inverse.ravel() != counts.argmax()).tolist()

@@ -1,0 +1,84 @@
+"""Where the words of a copy are cut: into blocks, slices of several blocks, parts of p slices.
+
+Each rank owns one slice of each part. Gram matrices are added up block by block, and the blocks
+follow from the size of the copy and the number of ranks alone, so that no bit of an update depends
+on the parts in which the copy travels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from horovod_detox.vote.fingerprint import slice_bounds
+
+MOST_BLOCKS = 64
+"""Blocks of each rank, a power of two: so many parts there may be."""
+BLOCK = 8192
+"""A block of a large copy has at least so many words: its Gram matrix travels beside it."""
+
+Bounds = tuple[int, int]
+"""The words, `(start, stop)`, of a copy."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some words of a copy that travel together.
+
+    Attributes:
+        number: counts the parts of a copy from 0.
+        slices: the words of each of the p slices, one after another.
+        blocks: those of each slice.
+    """
+
+    number: int
+    slices: Sequence[Bounds]
+    blocks: Sequence[Sequence[Bounds]]
+
+    @property
+    def name(self) -> str:
+        """Return what tells its collectives from those of other parts."""
+        return f".{self.number}" if self.number else ""
+
+    @property
+    def start(self) -> int:
+        """Return its first word."""
+        return self.slices[0][0]
+
+    @property
+    def stop(self) -> int:
+        """Return the word after its last."""
+        return self.slices[-1][1]
+
+    @property
+    def all_blocks(self) -> list[Bounds]:
+        """Return the blocks of all slices, in order."""
+        return [block for of_slice in self.blocks for block in of_slice]
+
+    def blocks_within(self, s: int) -> list[Bounds]:
+        """Return the blocks of slice s, counted from its first word."""
+        first = self.slices[s][0]
+        return [(start - first, stop - first) for start, stop in self.blocks[s]]
+
+
+def cut(words: int, ranks: int, parts: int = 1) -> list[Part]:
+    """Cut a copy for p ranks into at least so many parts, a power of two, or as many as it can be.
+
+    >>> [part.slices for part in cut(10, 2, parts=4)]
+    [[(0, 5), (5, 10)]]
+    >>> [(part.number, part.start, part.stop) for part in cut(65536, 2, parts=2)]
+    [(0, 0, 32768), (1, 32768, 65536)]
+    >>> cut(65536, 2)[0].blocks[0]
+    [(0, 8192), (8192, 16384), (16384, 24576), (24576, 32768)]
+    """
+    per_rank = 1
+    while 2 * per_rank <= MOST_BLOCKS and words >= 2 * per_rank * ranks * BLOCK:
+        per_rank *= 2
+    per_slice = per_rank
+    while per_slice > 1 and per_rank < parts * per_slice:
+        per_slice //= 2
+    bounds = slice_bounds(words, ranks * per_rank)
+    runs = [bounds[i : i + per_slice] for i in range(0, len(bounds), per_slice)]
+    return [
+        Part(i, [(run[0][0], run[-1][1]) for run in of_part], of_part)
+        for i in range(per_rank // per_slice)
+        if (of_part := runs[i * ranks : (i + 1) * ranks])
+    ]
