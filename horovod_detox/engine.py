@@ -82,11 +82,9 @@ class Engine:
             update = namespace(copy).empty((layout.words,), copy, "int64")
         name = self._exchange_name(layout)
         if name == "sharded":
-            return self.finish(self.begin(copy, layout, update), copy, layout)
+            return self.finish(self.begin(copy, layout, update).finish, copy, layout)
         step = self._begin_step(copy, layout, update)
-        with self._explaining(copy, layout):
-            outcome = ALL_EXCHANGES[name].exchange(step)
-        return self._end_step(outcome, copy, layout)
+        return self.finish(lambda: ALL_EXCHANGES[name].exchange(step), copy, layout)
 
     def parts(self, layout: Layout) -> list[Part]:
         """Return the parts in which a copy is sent; there are several if the gradient is large."""
@@ -112,10 +110,14 @@ class Engine:
         step = self._begin_step(copy, layout, update)
         return Sharded(step, self.parts(layout), on_update)
 
-    def finish(self, under_way: Sharded, copy: Copy, layout: Layout) -> Outcome:
-        """Finish what was begun with the same arguments; raise what `exchange` does."""
+    def finish(self, finish: Callable[[], Outcome], copy: Copy, layout: Layout) -> Outcome:
+        """Return the outcome of what was begun with the same copy; raise what `exchange` does.
+
+        Args:
+            finish: waits for it.
+        """
         with self._explaining(copy, layout):
-            outcome = under_way.finish()
+            outcome = finish()
         return self._end_step(outcome, copy, layout)
 
     def _begin_step(self, copy: Copy, layout: Layout, update: Words) -> Step:

@@ -38,7 +38,7 @@ class Control:
         step: the number of the exchange.
         layout: of the copy.
         update: `(2,)` of int64, the digest of the latest update.
-        settings: `(2,)` of int64, the digest of the settings.
+        settings: two words, the digest of the settings.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Control:
         step: int,
         layout: Layout,
         update: np.ndarray,
-        settings: np.ndarray,
+        settings: tuple[int, int],
     ) -> None:
         self._collectives = collectives
         self._layout = layout

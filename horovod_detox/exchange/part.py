@@ -156,8 +156,9 @@ class VotedPart:
 
         With witnesses it must still be confirmed.
         """
-        is_under_way = self._shared is not None and not self._step.plan.witnesses
-        return is_under_way and self._shared.is_done()
+        if self._shared is None or self._step.plan.witnesses:
+            return False
+        return self._shared.is_done()
 
     def repair(self, kept: Kept) -> None:
         """Let others send what the present senders do not send as the majority has it."""

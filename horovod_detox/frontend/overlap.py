@@ -1,14 +1,21 @@
-"""The exchange of a gradient part by part, while the backward pass computes it."""
+"""The exchange of a gradient part by part, by a thread of its own, while others are computed."""
 
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 from horovod_detox.arrays.namespaces import Copy, Words
 from horovod_detox.engine import Engine
+from horovod_detox.exchange.driver import Driver, Task
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.exchange.step import Outcome
 from horovod_detox.packing.layout import Layout
+
+Place = AbstractContextManager[Any]
+"""What a thread enters to compute where another does."""
 
 
 class Packing(Protocol):
@@ -27,55 +34,142 @@ class Packing(Protocol):
         """Return the copy, with the gradients of some parameters in it as they are now."""
         ...
 
+    def unpack(self, update: Words, factor: float, indices: Sequence[int]) -> None:
+        """Write `factor` times the update into the gradients of some parameters."""
+        ...
+
+    def place(self) -> Place:
+        """Return where this thread computes."""
+        ...
+
 
 class Overlap:
     """Send every part of the copy as soon as all gradients in it are known.
 
+    The update is written into the gradients as soon as its parts arrive. All that is under way
+    belongs to the driver's thread; the engine belongs to the thread that trains.
+
     Args:
         engine: of the exchanges.
         packing: of the gradients.
+        factor: what the update is multiplied by.
+        driver: what does the work; None: a thread for this one.
     """
 
-    def __init__(self, engine: Engine, packing: Packing) -> None:
-        self._engine = engine
-        self._packing = packing
+    def __init__(
+        self, engine: Engine, packing: Packing, factor: float = 1.0, driver: Driver | None = None
+    ) -> None:
+        self._engine, self._packing, self._factor = engine, packing, factor
         self._index = {parameter: i for i, parameter in enumerate(packing.parameters)}
-        parts = list(enumerate(engine.parts(packing.layout)))
+        parts = engine.parts(packing.layout)
         self._parts_of = [
-            [part for part, (start, stop) in parts if first < stop and start < last]
+            [part.number for part in parts if first < part.stop and part.start < last] or [0]
             for first, last in packing.layout.spans
         ]
-        self._under_way: Sharded | None = None
+        self._under_way: _UnderWay | None = None
+        self._driver = driver or Driver()
+        if driver is None:
+            weakref.finalize(self, self._driver.close).atexit = False
 
     def add(self, parameter: Any) -> None:
         """Take the gradient of a parameter, which will not change any more in this step."""
-        under_way = self._begun()
-        index = self._index[parameter]
-        self._packing.pack([index])
-        self._to_pack.remove(index)
-        for part in self._parts_of[index]:
-            self._missing[part] -= 1
-            if not self._missing[part]:
-                under_way.send(part)
-        under_way.advance()
+        under_way, place = self._begun(), self._packing.place()
+        self._driver.submit(partial(under_way.add, self._index[parameter], place))
 
     def finish(self) -> Outcome:
-        """Take the other gradients as they are and return the outcome."""
-        under_way = self._begun()
-        copy = self._packing.pack(sorted(self._to_pack))
-        self._under_way = None
-        return self._engine.finish(under_way, copy, self._packing.layout)
+        """Take the other gradients as they are, replace all by the update, return the outcome."""
+        return self._end(is_wanted=True)
 
     def abandon(self) -> None:
         """End an exchange whose outcome nobody wants: the other ranks wait for it."""
         if self._under_way is not None:
-            self.finish()
+            self._end(is_wanted=False)
 
-    def _begun(self) -> Sharded:
+    def _begun(self) -> "_UnderWay":
         """Return the exchange under way; begin it with the first gradient of a step."""
         if self._under_way is None:
             packing = self._packing
-            self._under_way = self._engine.begin(packing.copy, packing.layout, packing.update)
-            self._to_pack = set(range(len(packing.parameters)))
-            self._missing = Counter(part for parts in self._parts_of for part in parts)
+            under_way = _UnderWay(packing, self._factor, self._parts_of)
+            under_way.sharded = self._engine.begin(
+                packing.copy, packing.layout, packing.update, under_way.receive
+            )
+            self._under_way = under_way
         return self._under_way
+
+    def _end(self, is_wanted: bool) -> Outcome:
+        under_way, place = self._begun(), self._packing.place()
+        self._under_way = None
+        finish = partial(under_way.finish, is_wanted, place)
+        return self._engine.finish(
+            lambda: self._driver.call(finish), self._packing.copy, self._packing.layout
+        )
+
+
+class _UnderWay:
+    """One exchange, as the driver's thread sees it.
+
+    Args:
+        packing, factor: as of `Overlap`.
+        parts_of: the numbers of the parts in which each gradient is.
+
+    Attributes:
+        sharded: where its parts are sent to.
+    """
+
+    sharded: Sharded
+
+    def __init__(self, packing: Packing, factor: float, parts_of: Sequence[list[int]]) -> None:
+        self._packing, self._factor, self._parts_of = packing, factor, parts_of
+        self._to_pack = set(range(len(parts_of)))
+        self._missing = Counter(part for parts in parts_of for part in parts)
+        self._received: set[int] = set()
+        self._is_wanted = True
+        self._error: BaseException | None = None
+
+    def add(self, index: int, place: Place) -> Task:
+        """Pack a gradient, and send the parts that are complete; return what to repeat."""
+
+        def work() -> None:
+            self._packing.pack([index])
+            self._to_pack.remove(index)
+            for part in self._parts_of[index]:
+                self._missing[part] -= 1
+                if not self._missing[part]:
+                    self.sharded.send(part)
+
+        self._attempt(work, place)
+        return partial(self._advance, place)
+
+    def finish(self, is_wanted: bool, place: Place) -> Outcome:
+        """Do what is left to do; raise what has failed before."""
+        if self._error is not None:
+            raise self._error
+        self._is_wanted = is_wanted
+        with place:
+            self._packing.pack(sorted(self._to_pack))
+            return self.sharded.finish()
+
+    def receive(self, part: int) -> None:
+        """Replace the gradients of which all parts of the update are there."""
+        self._received.add(part)
+        whole = [
+            index
+            for index, parts in enumerate(self._parts_of)
+            if part in parts and self._received.issuperset(parts)
+        ]
+        if self._is_wanted:
+            self._packing.unpack(self._packing.update, self._factor, whole)
+
+    def _advance(self, place: Place) -> Task | None:
+        """Go on with what has arrived; return what to repeat."""
+        self._attempt(self.sharded.advance, place)
+        return partial(self._advance, place) if self._error is None else None
+
+    def _attempt(self, work: Callable[[], None], place: Place) -> None:
+        """Do some work, unless some has failed already; keep an error until the end."""
+        try:
+            if self._error is None:
+                with place:
+                    work()
+        except BaseException as error:
+            self._error = error

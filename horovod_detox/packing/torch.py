@@ -1,6 +1,7 @@
 """Gradients of torch packed into one copy of words, as they are or compressed, and back."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -137,11 +138,19 @@ class Packing:
             torch._foreach_copy_(present, gradients)  # type: ignore[attr-defined]
         return self.copy
 
-    def unpack(self, update: Words, factor: float = 1.0) -> None:
-        """Write `factor` times the update, `(w,)` words, into the gradients."""
-        for i, (parameter, view) in enumerate(
-            zip(self.parameters, self._split(update), strict=True)
-        ):
+    def unpack(
+        self, update: Words, factor: float = 1.0, indices: Sequence[int] | None = None
+    ) -> None:
+        """Write `factor` times the update, `(w,)` words, into the gradients.
+
+        Args:
+            update: left as it is.
+            factor: what it is multiplied by.
+            indices: the parameters whose gradients to write now; None: all.
+        """
+        views = self._split(update)
+        for i in range(len(self.parameters)) if indices is None else indices:
+            parameter, view = self.parameters[i], views[i]
             dense = self._compression.decompress(view, self._contexts[i])
             if factor != 1.0:
                 dense = dense * factor
@@ -153,6 +162,12 @@ class Packing:
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
                 parameter.grad.copy_(dense)
+
+    def place(self) -> AbstractContextManager[Any]:
+        """Return where this thread computes, for another thread to enter."""
+        if self.device is None or self.device.type != "cuda":
+            return nullcontext()
+        return torch.cuda.stream(torch.cuda.current_stream(self.device))
 
     def _split(self, words: Words) -> list[torch.Tensor]:
         """View a copy as one tensor per parameter."""

@@ -14,12 +14,12 @@ from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.torch import Packing, SignPacking, packing_of
 
 _numbers = count()
-_ready: "list[GradientExchange]" = []
+_ready: "set[GradientExchange]" = set()
 
 
 def _run_after_backward(exchange: "GradientExchange") -> None:
-    """Have an exchange run when the current backward pass has ended."""
-    _ready.append(exchange)
+    """Have an exchange run when the current backward pass has ended, if it ends well."""
+    _ready.add(exchange)
     torch.autograd.Variable._execution_engine.queue_callback(_run_ready)
 
 
@@ -36,7 +36,8 @@ class GradientExchange:
 
     The exchange ends when the last gradient of a backward pass is ready, before `backward()`
     returns. So clipping, GradScaler and closures see the update, on every rank. When some parameter
-    got no gradient, it ends in `synchronize()` instead. Large gradients leave part by part before.
+    got no gradient, it ends in `synchronize()` instead. Large gradients leave part by part before,
+    and the update comes part by part.
 
     Args:
         engines: makes the engines of this optimizer.
@@ -63,6 +64,7 @@ class GradientExchange:
         self._factor = factor
         self._delays: dict[torch.Tensor, int] = {}
         self._waiting: set[torch.Tensor] = set()
+        self._hooks: dict[torch.Tensor, Any] = {}
         self._overlap: Overlap | None = None
         self.set_passes(passes)
         self.watch()
@@ -76,6 +78,7 @@ class GradientExchange:
         """Forget what was computed since the last step."""
         if self._overlap is not None:
             self._overlap.abandon()
+        _ready.discard(self)  # from a backward pass that failed
         self._delays = dict.fromkeys(self._delays, self._passes)
         self._waiting = set(self._delays)
         self._exchanged = False
@@ -88,8 +91,10 @@ class GradientExchange:
             for name, parameter in self._named_parameters()
             if parameter.requires_grad and parameter not in self._delays
         ]
+        if new and self._overlap is not None:
+            self._overlap.abandon()
         for _, parameter in new:
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
+            self._hooks[parameter] = parameter.register_post_accumulate_grad_hook(self._on_gradient)
             self._delays[parameter] = self._passes
             self._waiting.add(parameter)
         if new or not self._delays:
@@ -142,7 +147,7 @@ class GradientExchange:
             outcome = self._overlap.finish()
         else:
             outcome = self._engine.exchange(self._packing.pack(), layout, self._packing.update)
-        self._packing.unpack(outcome.update, self._factor)
+            self._packing.unpack(outcome.update, self._factor)
         self._exchanged = True
         self._to_be_skipped = not outcome.is_finite
 
@@ -151,7 +156,11 @@ class GradientExchange:
         engine = self._engine
         if isinstance(engine, DrilledEngine) or isinstance(packing, SignPacking):
             return None
-        return Overlap(engine, packing) if len(engine.parts(packing.layout)) > 1 else None
+        return (
+            Overlap(engine, packing, self._factor)
+            if len(engine.parts(packing.layout)) > 1
+            else None
+        )
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
         """Count a gradient; after the last one, have the exchange run at the end of backward."""
@@ -169,7 +178,12 @@ class GradientExchange:
         self._delays[parameter] -= 1
         if self._delays[parameter] == 0:
             self._waiting.discard(parameter)
-            if self._overlap is not None:
+            if self._overlap is not None and self._is_last_hook(parameter):
                 self._overlap.add(parameter)
             if not any(waiting.requires_grad for waiting in self._waiting):
                 _run_after_backward(self)
+
+    def _is_last_hook(self, parameter: torch.Tensor) -> bool:
+        """Return whether no hook after ours may change the gradient."""
+        hooks = parameter._post_accumulate_grad_hooks
+        return next(reversed(hooks)) == self._hooks[parameter].id
