@@ -43,9 +43,9 @@ class Detox:
             published.
         one_round_bytes: when the copies of all ranks together are of at most so many bytes,
             `sharded` does as `gathered` does, which takes one round of messages instead of two.
-        overlap_bytes: larger gradients are exchanged in parts of so many bytes, each as soon as the
-            backward pass has computed it (PyTorch with `sharded` and rules that look at every
-            coordinate by itself); 0: as a whole, after the backward pass.
+        overlap_bytes: larger gradients are exchanged in parts of at most so many bytes (`sharded`
+            without a tolerance), in PyTorch each as soon as the backward pass has computed it; 0:
+            as a whole, after the backward pass.
         seed: seed of the random placement.
 
     Raises:
@@ -65,7 +65,7 @@ class Detox:
     witnesses: int = 0
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 21
-    overlap_bytes: int = 1 << 26
+    overlap_bytes: int = 1 << 23
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -19,11 +19,13 @@ class Call:
         name: as the exchange calls it.
         sent: `(p,)` bytes to each rank, none to itself. A broadcast counts as sent by its root to
             every other rank, an allgather as sent by each.
+        words: those among them that are no facts, likewise.
     """
 
     kind: str
     name: str
     sent: np.ndarray
+    words: np.ndarray
 
 
 class Traffic:
@@ -63,23 +65,24 @@ class _Watched:
         self._traffic = traffic
 
     def allgather(self, name: str, facts: np.ndarray) -> Handle:
-        self._note("allgather", name, [facts.nbytes] * self.size)
+        self._note("allgather", name, facts.nbytes, [0] * self.size)
         return self._collectives.allgather(name, facts)
 
     def allgather_words(self, name: str, facts: np.ndarray, words: Words) -> Handle:
-        self._note("allgather_words", name, [facts.nbytes + words.nbytes] * self.size)
+        self._note("allgather_words", name, facts.nbytes, [words.nbytes] * self.size)
         return self._collectives.allgather_words(name, facts, words)
 
     def alltoall(
         self, name: str, facts: np.ndarray, parts: Sequence[Words], spare: Words | None = None
     ) -> Handle:
-        self._note("alltoall", name, [facts.nbytes + part.nbytes for part in parts])
+        self._note("alltoall", name, facts.nbytes, [part.nbytes for part in parts])
         return self._collectives.alltoall(name, facts, parts, spare)
 
     def broadcast(self, name: str, words: Words, root: int) -> Handle:
-        self._note("broadcast", name, [words.nbytes * (root == self.rank)] * self.size)
+        self._note("broadcast", name, 0, [words.nbytes * (root == self.rank)] * self.size)
         return self._collectives.broadcast(name, words, root)
 
-    def _note(self, kind: str, name: str, sent: list[Any]) -> None:
-        sent[self.rank] = 0
-        self._traffic.calls.append(Call(kind, name, np.array(sent)))
+    def _note(self, kind: str, name: str, facts: int, words: list[Any]) -> None:
+        others = np.arange(self.size) != self.rank
+        of_words = np.array(words) * others
+        self._traffic.calls.append(Call(kind, name, of_words + facts * others, of_words))

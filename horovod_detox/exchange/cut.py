@@ -60,7 +60,9 @@ class Part:
 
 
 def cut(words: int, ranks: int, parts: int = 1) -> list[Part]:
-    """Cut a copy for p ranks into at least so many parts, a power of two, or as many as it can be.
+    """Cut a copy for p ranks into equal parts, at least so many, or as many as it can be.
+
+    Their number is a power of two.
 
     >>> [part.slices for part in cut(10, 2, parts=4)]
     [[(0, 5), (5, 10)]]
@@ -75,10 +77,10 @@ def cut(words: int, ranks: int, parts: int = 1) -> list[Part]:
     per_slice = per_rank
     while per_slice > 1 and per_rank < parts * per_slice:
         per_slice //= 2
-    bounds = slice_bounds(words, ranks * per_rank)
-    runs = [bounds[i : i + per_slice] for i in range(0, len(bounds), per_slice)]
+    blocks = slice_bounds(words, ranks * per_rank)
+    runs = [blocks[i : i + per_slice] for i in range(0, len(blocks), per_slice)]
+    slices = [(run[0][0], run[-1][1]) for run in runs]
     return [
-        Part(i, [(run[0][0], run[-1][1]) for run in of_part], of_part)
-        for i in range(per_rank // per_slice)
-        if (of_part := runs[i * ranks : (i + 1) * ranks])
+        Part(number, slices[i : i + ranks], runs[i : i + ranks])
+        for number, i in enumerate(range(0, len(runs), ranks))
     ]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from horovod_detox.exchange.collectives import process_ends
 
-POLL_SECONDS = 0.001
+POLL_SECONDS = 0.002
 """So often it is looked whether other ranks have sent something."""
 
 T = TypeVar("T")

@@ -82,8 +82,8 @@ def aggregate_slices(
         wrong.update(liars)
         # From slice, part and block of the slice to the order of the words.
         in_order = true.reshape(p, len(columns) // held, -1, len(upper[0])).swapaxes(0, 1)
-        of_blocks = np.empty((in_order[..., 0].size, *grams.shape[1:]))
-        numbers = in_order.reshape(len(of_blocks), -1).view(np.float64)
+        numbers = in_order.reshape(-1, len(upper[0])).view(np.float64)
+        of_blocks = np.empty((len(numbers), *grams.shape[1:]))
         of_blocks[:, *upper] = of_blocks[:, *upper[::-1]] = numbers
         return add_up(of_blocks)
 

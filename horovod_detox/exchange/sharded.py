@@ -89,7 +89,10 @@ class Sharded:
         for part in every:
             self.send(part)
             self.advance()
-        parts = [self._vote(part) for part in every]
+        for part in every:
+            self._vote(part)
+            self.advance()
+        parts = [self._voted[part] for part in every]
         verdict = merge([part.verdict for part in parts])
         in_parts = {group for part in parts for group in part.non_finite}
         non_finite = tuple(group for group in verdict.winners if group in in_parts)
