@@ -29,10 +29,9 @@ from horovod_detox.vote.distances import distances_in_groups
 def exchange(step: Step) -> Outcome:
     """Turn this rank's copy into the update that all ranks share."""
     collectives, plan, control = step.collectives, step.plan, step.control
-    p, rank = collectives.size, collectives.rank
+    p = collectives.size
     (part,) = cut(len(step.copy), p)
-    start, stop = part.slices[rank]
-    mine = step.cut(start, stop)
+    mine = step.cut(*part.slices[collectives.rank])
 
     slices = [step.copy[i:j] for i, j in part.slices]
     messages = collectives.alltoall("slices", control.tell(), slices, step.update).wait()
@@ -46,8 +45,8 @@ def exchange(step: Step) -> Outcome:
 
     rule = rule_for(plan, verdict, non_finite)
     winners = {group: winner for group, (winner,) in verdict.winners.items()}
-    votes = {group: copies[it] for group, it in winners.items() if group not in non_finite}
-    columns = Columns(mine.buffers, votes, mine.memory, part.blocks_within(rank))
+    votes = {group: copies[rank] for group, rank in winners.items() if group not in non_finite}
+    columns = Columns(mine.buffers, votes, mine.memory, part.blocks_within(collectives.rank))
     owners = np.arange(p)[None]
     means, _ = aggregate_slices(collectives, rule, [columns], [mine.update], owners)
     share_slices(collectives, part, step.update, NOTHING).wait()

@@ -119,3 +119,37 @@ def test_what_a_rank_sends_is_counted(p, r):
     assert sent["gathered"].max() == (p - 1) * (width + 2 * record)
     results = 2 * (1 + w) * (p - 1)
     assert sent["witnessed"].max() <= (1 + (1 + w) / r) / 2 * allreduce + facts + results
+
+
+@pytest.mark.parametrize(
+    ("fields", "operations"),
+    [
+        ({"exchange": "gathered"}, ["copies"]),
+        ({}, ["slices", "update"]),
+        ({"outer": "multi_krum"}, ["slices", "grams", "update"]),
+        ({"witnesses": 2}, ["slices", "slices.witness.1", "slices.witness.2", "update"]),
+        ({"tolerance": 1e-5}, ["slices", "distances", "update"]),
+        ({"overlap_bytes": 8 * 600}, ["slices", "slices.1", "update", "update.1"]),
+        (
+            {"overlap_bytes": 8 * 600, "outer": "bulyan"},
+            ["slices", "slices.1", "grams", "update", "update.1"],
+        ),
+        ({"exchange": "leaders"}, ["copies", "votes", "facts", "update"]),
+    ],
+)
+def test_an_ordinary_exchange_takes_no_operation_for_control(fields, operations, small_blocks):
+    """Each is negotiated by all ranks. A first exchange has one more, in which they compare."""
+    plan = Detox(group_size=3, one_round_bytes=0, **fields).plan(9)
+    layout = layout_of(np.zeros(1200))
+
+    def program(collectives):
+        traffic = Traffic()
+        engine = Engine(plan, traffic.watch(collectives))
+        mine = plan.groups.of(collectives.rank)
+        for _ in range(2):
+            engine.exchange(layout.pack([np.full(1200, float(mine))]), layout)
+        return [call.name for call in traffic.calls]
+
+    for calls in InProcessCluster(9).run(program):
+        assert calls[0] == "introduction"
+        assert sorted(calls[1:]) == sorted(2 * operations)

@@ -15,7 +15,7 @@ if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
 
 
 @pytest.fixture
-def start():
+def start(small_blocks):
     """Return a function that starts a new session of the job: `start(group_size=2, ...)`."""
 
     def begin(**settings):

@@ -123,7 +123,8 @@ def test_gradients_exchanged_part_by_part_give_the_same_trajectory(
         return digest(network)
 
     expected = train_with_liars((), overlap_bytes=0)
-    assert left == []
+    assert {part for part, _ in left} == {0}
+    left.clear()
     assert set(everywhere(train_with_liars((), overlap_bytes=64))) == {expected}
     assert set(everywhere(train_with_liars((1, 4), overlap_bytes=64))) == {expected}
     first, last = left[0], left[-1]

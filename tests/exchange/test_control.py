@@ -1,0 +1,82 @@
+"""What ranks tell each other beside the copies, and what follows if it is not the usual."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from horovod_detox import Detox
+from horovod_detox.engine import Engine
+from horovod_detox.exchange.control import RECORD, Control, RanksDisagree
+from tests.cluster import failing_everywhere, layout_of
+
+LAYOUT = layout_of(np.zeros(3))
+
+
+def control(collectives, flags=0, **fields):
+    usual = {"step": 4, "layout": LAYOUT, "update": np.array([5, 6]), "settings": (7, 8)}
+    made = Control(collectives, **{**usual, **fields})
+    made._record["flags"] = flags
+    return made
+
+
+def test_a_record_has_fixed_width_and_facts_follow_it():
+    told = control(None).tell([10, 11])
+    assert len(told) == RECORD.itemsize // 8 + 2
+    assert told[:1].tolist() == [4]
+    heard = control(None).hear([told, control(None).tell([12])])
+    assert [facts.tolist() for facts in heard] == [[10, 11], [12]]
+
+
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [
+        ({"step": 5}, r"different steps: \[4, 4, 5, 4\]"),
+        ({"layout": layout_of(np.zeros(4))}, r"rank 0 has p0 \[3\].* rank 2 has p0 \[4\]"),
+        ({"update": np.array([5, 7])}, r"ranks \[2\] computed another update .* step 3"),
+        ({"settings": (7, 9)}, r"ranks \[2\] exchange gradients in another way"),
+        ({"flags": 1}, r"ranks \[2\] speak of what others do not know"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_all_ranks_hear_what_is_not_the_usual(odd, text, first):
+    def program(collectives):
+        mine = control(collectives, **(odd if collectives.rank == 2 else {}))
+        if first:
+            mine.introduce()
+        told = collectives.allgather("told", mine.tell()).wait().reshape(collectives.size, -1)
+        mine.hear(list(told))
+
+    failing_everywhere(program, 4, RanksDisagree, text)
+
+
+def test_a_flag_on_all_ranks_is_not_the_usual_either():
+    def program(collectives):
+        control(collectives, flags=1).introduce()
+
+    failing_everywhere(program, 4, RanksDisagree, "speak of what others do not know")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"outer": "mean"}, {"exchange": "leaders"}, {"one_round_bytes": 0}]
+)
+def test_ranks_with_other_settings_find_out_before_they_wait_for_each_other(odd):
+    """They would take to different exchanges, in which they call different collectives."""
+    settings = Detox(group_size=3)
+
+    def program(collectives):
+        detox = replace(settings, **odd) if collectives.rank == 4 else settings
+        Engine(detox.plan(6), collectives).exchange(LAYOUT.pack([np.zeros(3)]), LAYOUT)
+
+    failing_everywhere(program, 6, RanksDisagree, r"ranks \[4\] exchange gradients in another way")
+
+
+def test_an_update_that_is_used_otherwise_is_found_out():
+    plan = Detox(group_size=3).plan(6)
+
+    def program(collectives):
+        purpose = "times 2" if collectives.rank == 1 else "times 1"
+        engine = Engine(plan, collectives, purpose=purpose)
+        engine.exchange(LAYOUT.pack([np.zeros(3)]), LAYOUT)
+
+    failing_everywhere(program, 6, RanksDisagree, r"ranks \[1\] exchange gradients in another way")
