@@ -161,14 +161,14 @@ class VotedPart:
         return self._shared.is_done()
 
     def repair(self, kept: Kept) -> None:
-        """Let others send what the present senders do not send as the majority has it."""
-        repairs, slices = self._replacements(kept), self._slices
-        held = self._votes[0]
-        missing = [group for group in kept if group not in held]
-        everything = {
-            (g, s): int(self._senders[g, s]) for g in missing for s in range(len(self._table))
-        }
-        to_send = everything | repairs
+        """Let others send what the present senders do not send as the majority has it.
+
+        Votes that were let go are sent again.
+        """
+        slices, p = self._slices, len(self._table)
+        let_go = [group for group in kept if group not in self._votes[0]]
+        to_send = {(group, s): int(self._senders[group, s]) for group in let_go for s in range(p)}
+        to_send |= self._replacements(kept)
         if not to_send:
             return
         rank = self._step.collectives.rank

@@ -1,6 +1,6 @@
 """Copies that are exchanged part by part: the same update as of the whole, whatever comes late."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from horovod_detox import Detox
+from horovod_detox.aggregators import Aggregator
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.cut import cut
@@ -136,6 +137,34 @@ def test_a_part_is_aggregated_before_the_last_is_known():
 
     early = InProcessCluster(6).run(program)[0]
     assert early == ["update"]
+
+
+@dataclass(frozen=True)
+class Showing(Aggregator):
+    """A rule that shows every bit of the Gram matrix."""
+
+    uses_gram = True
+
+    def weights(self, gram):
+        return gram[:1, :-1]
+
+
+@pytest.mark.parametrize("witnesses", [0, 2])
+def test_no_bit_of_a_gram_matrix_depends_on_the_parts(witnesses):
+    rng = np.random.default_rng(1)
+    detox = replace(SETTINGS, outer=Showing(), witnesses=witnesses)
+    votes = rng.normal(size=(3, 500))
+    copies = [votes[detox.plan(9).groups.of(rank)] for rank in range(9)]
+    updates, counts = set(), set()
+    for most in (0, 8 * 300, 8 * 100, 8 * 20):
+        for outcome, _, count in exchange_in_parts(replace(detox, overlap_bytes=most), copies):
+            updates.add(outcome.update.tobytes())
+            counts.add(count)
+    layout = layout_of(copies[0])
+    words = [layout.pack([copy]) for copy in copies]
+    updates.add(aggregate_copies(detox.plan(9), layout.buffers, words).update.tobytes())
+    assert counts == {1, 2, 8, 32}
+    assert len(updates) == 1
 
 
 def test_senders_who_send_something_else_are_replaced_in_their_part():

@@ -114,6 +114,34 @@ def test_another_gradient_makes_another_update():
     assert train(job, in_parts=True) != train((*job[:3], 6), in_parts=False)
 
 
+def test_gradients_are_replaced_again_when_a_later_part_loses_a_vote():
+    """Groups 0, 1, 2 vote 1, 2, 6; only in the last part has group 2 no majority."""
+    detox = Detox(3, outer="mean", one_round_bytes=0, overlap_bytes=64)
+    groups = detox.plan(9).groups
+
+    def program(collectives):
+        first, middle, last = (torch.nn.Parameter(torch.zeros(n)) for n in (20, 20, 80))
+        named = [("first", first), ("middle", middle), ("last", last)]
+        packing: Any = packing_of(named, Uncompressed)
+        overlap = Overlap(Engine(detox.plan(9), collectives), packing)
+        vote = [1.0, 2.0, 6.0][groups.of(collectives.rank)]
+        for _, parameter in named:
+            parameter.grad = torch.full_like(parameter, vote)
+        overlap.add(first)
+        overlap.add(middle)
+        seen, deadline = set(), time.monotonic() + 10
+        while seen != {3.0} and time.monotonic() < deadline:
+            time.sleep(0.001)
+            seen = {*first.grad.tolist()}
+        if groups.of(collectives.rank) == 2:
+            last.grad[-1] = collectives.rank
+        overlap.add(last)
+        overlap.finish()
+        return seen, {*first.grad.tolist(), *last.grad.tolist()}
+
+    assert InProcessCluster(9).run(program) == [({3.0}, {1.5})] * 9
+
+
 class Failing:
     """A packing of one gradient, which fails when it is told to."""
 
@@ -154,9 +182,8 @@ def test_a_thread_ends_with_its_optimizer():
 
     def program(collectives):
         parameter = torch.nn.Parameter(torch.zeros(40))
-        overlap = Overlap(
-            Engine(detox.plan(3), collectives), packing_of([("p", parameter)], Uncompressed)
-        )
+        packing: Any = packing_of([("p", parameter)], Uncompressed)
+        overlap = Overlap(Engine(detox.plan(3), collectives), packing)
         parameter.grad = torch.ones(40)
         overlap.add(parameter)
         overlap.finish()
