@@ -64,8 +64,8 @@ class Detox:
     tolerance: float = 0.0
     witnesses: int = 0
     exchange: str = "sharded"
-    one_round_bytes: int = 1 << 21
-    overlap_bytes: int = 1 << 23
+    one_round_bytes: int = 1 << 22
+    overlap_bytes: int = 1 << 24
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -12,8 +12,8 @@ from horovod_detox.exchange.cut import Part
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.witnesses import majority
 
-GATHERED_WORDS = 1 << 20
-"""Up to so many words, 8 MiB, one allgather is faster than a broadcast by each owner."""
+GATHERED_WORDS = 1 << 19
+"""Up to so many words, 4 MiB, one allgather is faster than a broadcast by each owner."""
 
 
 class Accused(Exception):
