@@ -169,7 +169,7 @@ def test_ties_can_leave_too_few_votes_for_a_rule_that_fits():
 
 
 @pytest.mark.parametrize(("p", "r"), [(6, 3), (7, 3), (9, 3), (10, 5), (5, 1)])
-@pytest.mark.parametrize("width", [60, 20000])
+@pytest.mark.parametrize("width", [60, 30000])
 def test_bytes_are_those_of_an_exchange(p, r, width):
     """Words that every rank receives, without facts about the copies."""
     width *= p

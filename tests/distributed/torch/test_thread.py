@@ -53,8 +53,7 @@ def test_nothing_of_a_failed_backward_pass_is_left(start, settings, failing):
                     continue
                 for parameter in network.parameters():
                     parameter.grad = torch.zeros_like(parameter)
-            if not (failing == "skip" and step == 2):
-                optimizer.step()
+            optimizer.step()
             optimizer.zero_grad()
         return digest(network), hvd.fault_report()
 
@@ -78,8 +77,12 @@ def test_hooks_that_were_registered_later_change_what_is_exchanged(start, settin
     start(group_size=2, outer="mean", **settings)
     network = model(normalize=False)
     optimizer = wrap(network, torch.optim.SGD(network.parameters(), lr=1.0))
+
+    def clip(parameter):
+        parameter.grad.clamp_(-1e-3, 1e-3)
+
     for parameter in network.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda p: p.grad.clamp_(-1e-3, 1e-3))
+        parameter.register_post_accumulate_grad_hook(clip)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     loss_of(network, 0, hvd.group()).backward()
     optimizer.step()
