@@ -127,7 +127,8 @@ soak: export SOAK = 5000
 soak: limit := 7200
 soak: $(installed)
 	$(one_process) --numprocesses=2 tests/test_trajectory.py
-	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py
+	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py \
+	    tests/distributed/torch/test_thread.py
 
 mutants: $(installed)
 	$(venv)/bin/python tools/mutants.py $(MUTANTS)

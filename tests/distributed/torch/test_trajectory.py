@@ -1,6 +1,7 @@
 """The promise, on real ranks: liars change no bit of the trajectory and are named."""
 
 import functools
+import time
 
 import horovod.torch as stock
 import pytest
@@ -111,8 +112,14 @@ def test_gradients_exchanged_part_by_part_give_the_same_trajectory(
             network.named_parameters(),
             backward_passes_per_step=passes,
         )
+
+        def compute(gradient):
+            known.append(gradient)
+            time.sleep(0.005)  # so that the thread gets to send a part meanwhile
+            return -gradient if hvd.rank() in liars else gradient
+
         for parameter in network.parameters():
-            parameter.register_hook(lambda g: known.append(g) or (-g if hvd.rank() in liars else g))
+            parameter.register_hook(compute)
         for step in range(10):
             for _ in range(passes):
                 known.clear()
@@ -127,10 +134,9 @@ def test_gradients_exchanged_part_by_part_give_the_same_trajectory(
     left.clear()
     assert set(everywhere(train_with_liars((), overlap_bytes=64))) == {expected}
     assert set(everywhere(train_with_liars((1, 4), overlap_bytes=64))) == {expected}
-    first, last = left[0], left[-1]
-    assert first[0] == 0
-    assert first[1] < len(list(model().parameters()))  # the first part did not wait for all
-    assert last[0] > 2
+    assert max(part for part, _ in left) > 2
+    early = min(count for part, count in left if part == 0)
+    assert early < len(list(model().parameters()))  # the first part did not wait for all
 
 
 @pytest.mark.ranks(4)
