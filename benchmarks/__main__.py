@@ -14,14 +14,14 @@ from benchmarks.document import write
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "build" / "benchmarks"
-PARTS = ("exchange", "training", "aggregators")
+PARTS = ("exchange", "overlap", "training", "aggregators")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--parts", nargs="*", choices=PARTS, default=PARTS, help="what to run; nothing: write only")
-    add("--ranks", nargs="+", default=["4", "6", "9", "12"], help="of the exchange")
+    add("--ranks", nargs="+", default=["4", "6", "9", "12"], help="of exchange and overlap")
     add("--sizes", nargs="+", help="floats of the exchange; default: 10^4 to 10^7")
     add("--rule-sizes", nargs="+", help="floats of the rules; default: 1 and 11 million")
     add("--threads", nargs="+", default=["1", "2"], help="of the rules")
@@ -37,6 +37,9 @@ def main() -> None:
     if "exchange" in args.parts:
         for ranks in args.ranks:
             run("exchange", ranks, *_option("--sizes", args.sizes), *repeats, job=True)
+    if "overlap" in args.parts:
+        for ranks in args.ranks:
+            run("overlap", ranks, *repeats, job=True)
     if "training" in args.parts:
         run("training", "6", *repeats, job=True)
     if "aggregators" in args.parts:
