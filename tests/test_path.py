@@ -1,6 +1,7 @@
 """The way of one gradient is the one that CONTRIBUTING.md tells."""
 
 import ast
+import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,12 @@ def trace() -> list[Call]:
         loss.backward()
         sys.setprofile(None)
 
-    InProcessCluster(6).run(program)
+    gc.collect()
+    gc.disable()  # it would close the threads of other tests in the midst of this
+    try:
+        InProcessCluster(6).run(program)
+    finally:
+        gc.enable()
     return seen
 
 
