@@ -24,7 +24,7 @@ from horovod_detox.exchange.cut import cut
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import AT_FIRST, rule_for
 from horovod_detox.packing.layout import Layout
-from horovod_detox.vote.fingerprint import fingerprint
+from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.groups import form_groups
 from horovod_detox.vote.majority import Verdict, judge
 from measuring.clock import Clock, Operation
@@ -38,6 +38,7 @@ GROUP_SIZE = 3
 BUCKETS = 7
 """So few that every rule just stands one bad bucket: Bulyan needs 4 f + 3."""
 FLOAT = 4
+FINGERPRINTS = Fingerprints(bytes(32), step=0)
 EXCHANGES: dict[str, dict[str, Any]] = {
     "sharded, r = 1": {"group_size": 1},
     "sharded, r = 3": {},
@@ -131,7 +132,7 @@ class Gradients:
 
     def examine(self, rank: int) -> np.ndarray:
         """Return the fingerprints of a rank's copy."""
-        return examine(self.layout.buffers, self.copies[rank], self.part.slices)
+        return examine(FINGERPRINTS, self.layout.buffers, self.copies[rank], self.part.slices)
 
 
 class OneMachine:
@@ -186,7 +187,7 @@ class OneRank:
         verdict = judge(self._gradients.groups, self._table)
         for leader in self._gradients.groups.leaders:
             words = self._slices[leader]
-            fingerprint(words, [(0, len(words))])
+            FINGERPRINTS.of(words, [(0, len(words))])
         return verdict, non_finite_votes(verdict, self._table)
 
 

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
 from horovod_detox.aggregators import Aggregator, Hierarchy, SignMajority, by_name
 from horovod_detox.exchange import EXCHANGES
+from horovod_detox.vote.fingerprint import FUNCTIONS
 from horovod_detox.vote.groups import PLACEMENTS, Groups, form_groups, most_witnesses
 
 PREFIX = "HOROVOD_DETOX_"
@@ -39,6 +41,9 @@ class Detox:
             docs/tolerance.md (`sharded` only, without witnesses). 0: when their bits are equal.
         witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
             (`sharded` only): one finds a wrong result, two or more name who computed it.
+        fingerprint: what the vote compares of slices that are not at hand: `nh`, which nobody fools
+            who does not read the memory of a rank, or `blake3` (the package of this name), for
+            ranks whose code may lie: see docs/fingerprints.md.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
             published.
         one_round_bytes: when the copies of all ranks together are of at most so many bytes,
@@ -63,6 +68,7 @@ class Detox:
     momentum: float = 0.0
     tolerance: float = 0.0
     witnesses: int = 0
+    fingerprint: str = "nh"
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 22
     overlap_bytes: int = 1 << 24
@@ -81,6 +87,9 @@ class Detox:
         _check_share("momentum", self.momentum)
         _check_share("tolerance", self.tolerance)
         _check_choice("placement", self.placement, PLACEMENTS)
+        _check_choice("fingerprint", self.fingerprint, FUNCTIONS)
+        if self.fingerprint == "blake3" and find_spec("blake3") is None:
+            raise ValueError("fingerprint = 'blake3': pip install 'horovod_detox[blake3]' first")
         _check_choice("exchange", self.exchange, tuple(EXCHANGES))
         if self.witnesses and self.exchange != "sharded":
             raise ValueError(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from horovod_detox.arrays.namespaces import Copy, Words, namespace
+from horovod_detox.arrays.nh import WORDS
 from horovod_detox.config import Plan
 from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.exchange import ALL_EXCHANGES
@@ -16,7 +17,7 @@ from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
-from horovod_detox.vote.fingerprint import WORDS, fingerprint
+from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
 
 
@@ -47,7 +48,7 @@ class Engine:
         self._first_step = first_step
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._settings = digest_of_text(f"{purpose} {plan.config.describe()}")
-        self._is_new = True
+        self._secret: bytes | None = None
 
     @property
     def plan(self) -> Plan:
@@ -121,13 +122,22 @@ class Engine:
     def _begin_step(self, copy: Copy, layout: Layout, update: Words) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
         control = Control(self._collectives, self.step, layout, self._digest, self._settings)
-        if self._is_new:
-            control.introduce()
-            self._is_new = False
+        if self._secret is None:
+            self._secret = control.introduce()
+        self._fingerprints = Fingerprints(self._secret, self.step, self.plan.config.fingerprint)
         if self._first_step is not None:
             self._first_step.begin(self._collectives)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
-        return Step(self._collectives, plan, layout.buffers, copy, control, memory, update)
+        return Step(
+            self._collectives,
+            plan,
+            layout.buffers,
+            copy,
+            control,
+            self._fingerprints,
+            memory,
+            update,
+        )
 
     @contextmanager
     def _explaining(self, copy: Copy, layout: Layout) -> Iterator[None]:
@@ -146,7 +156,7 @@ class Engine:
             self._first_step = None
         digest = outcome.digest
         if digest is None:
-            digest = fingerprint(outcome.update, [(0, layout.words)])[0]
+            digest = self._fingerprints.of(outcome.update, [(0, layout.words)])[0]
         self._digest = digest
         return self.history.record(outcome, layout)
 

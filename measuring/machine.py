@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("horovod", "torch", "tensorflow-cpu", "numpy", "numba", "xxhash")
+PACKAGES = ("horovod", "torch", "tensorflow-cpu", "numpy", "numba")
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "sve", "asimd")
 
 

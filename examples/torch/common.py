@@ -1,12 +1,12 @@
 """What the torch examples share: the job, and lies in plain Horovod."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 
 import torch
-import xxhash
 
 import horovod_detox.torch as hvd
 from horovod_detox.arrays.namespaces import like, to_numpy
@@ -50,7 +50,7 @@ def weights_digest(model: torch.nn.Module) -> str:
 
     Buffers do not count: BatchNorm's statistics are those of a group's own batches.
     """
-    digest = xxhash.xxh3_128()
+    digest = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

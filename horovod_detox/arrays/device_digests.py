@@ -1,66 +1,69 @@
-"""Digests of slices in torch operations, for tensors on an accelerator, which they do not leave.
+"""NH in torch operations, for tensors on an accelerator, which they do not leave; see `nh`.
 
-Every word is added to a number that its position decides, and mixed by the finaliser of MurmurHash3
-(Appleby, 2011). A digest is two sums of the mixed words, the second weighted by these numbers, as
-in Fletcher's checksum. All is arithmetic of integers modulo 2^64, so neither the device nor the
-order in which it adds changes a bit.
-
-A change of a single word always changes both sums, as the finaliser is a permutation. A change of
-several goes unnoticed with a probability of about 2^-127; where their positions differ by multiples
-of 2^t, 2^(t - 127). Who sets out to forge a collision finds one.
-
-Every word is read or written some 35 times, in blocks that large accelerators hold in their caches.
+All is arithmetic of integers modulo 2^64, so neither the device nor the order in which it adds
+changes a bit: the digests are those of `host_digests`. Every word is read or written some 13 times,
+in blocks that large accelerators hold in their caches.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import attrgetter
+from collections.abc import Sequence
 
 import torch
 
-BLOCK = 1 << 20
-"""How many words are worked on at a time; the temporaries are three times as many, 24 MiB."""
+from horovod_detox.arrays.nh import BLOCK, WORDS, Key
 
-_NUMBER = 0x9E37_79B9_7F4A_7C15 - (1 << 64)
-"""Odd. Position i has this number, times 2 i + 1."""
-_FACTORS = (0xFF51_AFD7_ED55_8CCD - (1 << 64), 0xC4CE_B9FE_1A85_EC53 - (1 << 64))
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SHIFT = 33
-_SHIFTED = (1 << 64 - _SHIFT) - 1
-"""The bits of a shifted word; before them torch repeats the sign."""
+MOST_WORDS = 1 << 20
+"""How many words are worked on at a time; the temporaries are four times as many, 32 MiB."""
+
+_HALF = 32
+_LOW = (1 << _HALF) - 1
 
 
-def digests(slices: Iterable[torch.Tensor], block: int = BLOCK) -> torch.Tensor:
-    """Digest the raw bits of slices: n times `(w,)` -> `(n, 2)` of int64 on their device.
-
-    Elements of other dtypes than int64 count as words whose value is that of their bits.
-    """
-    alike = groupby(slices, attrgetter("shape", "dtype"))
-    return torch.cat([_sums(list(rows), block) for _, rows in alike])
-
-
-def _sums(rows: Sequence[torch.Tensor], block: int) -> torch.Tensor:
-    """Return the sums over rows of one length: m times `(w,) -> (m, 2)`."""
-    integer = _INTEGERS[rows[0].element_size()]
-    sums = rows[0].new_zeros((2, len(rows)), dtype=torch.int64)
-    width, step = len(rows[0]), max(1, block // len(rows))
-    for start in range(0, width, step):
-        part = slice(start, min(start + step, width))
-        odd = torch.arange(2 * part.start + 1, 2 * part.stop, 2, device=sums.device)
-        numbers = odd.mul_(_NUMBER)
-        words = torch.stack([row[part].view(integer) for row in rows]).long().add_(numbers)
-        _mix(words)
-        sums[0] += words.sum(1)
-        sums[1] += words.mul_(numbers).sum(1)
-    return sums.T
+def digests(slices: Sequence[torch.Tensor], key: Key, most_words: int = MOST_WORDS) -> torch.Tensor:
+    """Digest slices: n times `(w,)` of int64 -> `(n, WORDS)` of int64 on their device."""
+    found: list[torch.Tensor] = [words.new_zeros(WORDS) for words in slices]  # of no words
+    by_length: dict[int, list[int]] = {}
+    for i, words in enumerate(slices):
+        if len(words):
+            by_length.setdefault(len(words), []).append(i)
+    for places in by_length.values():
+        rows, level = [slices[i] for i in places], 0
+        while level == 0 or len(rows[0]) > WORDS:
+            rows, level = list(_hash_level(rows, key, level, most_words)), level + 1
+        for i, row in zip(places, rows, strict=True):
+            found[i] = row
+    return torch.stack(found)
 
 
-def _mix(words: torch.Tensor) -> None:
-    """Let every bit of a word depend on all of its bits, in place."""
-    _fold(words)
-    for factor in _FACTORS:
-        _fold(words.mul_(factor))
+def _hash_level(
+    rows: Sequence[torch.Tensor], key: Key, level: int, most_words: int
+) -> torch.Tensor:
+    """Digest every block of some rows: m times `(w,)` -> `(m, WORDS * blocks)`."""
+    width, m = len(rows[0]), len(rows)
+    low, high = torch.from_numpy(key.halves(level + 1)[level].astype("int64")).to(rows[0].device)
+    step = max(1, most_words // (m * BLOCK)) * BLOCK
+    whole = width // BLOCK * BLOCK
+    pieces = [(start, min(start + step, whole), BLOCK) for start in range(0, whole, step)]
+    if whole < width:
+        pieces.append((whole, width, width - whole))
+    return torch.cat(
+        [
+            _hash_blocks(torch.stack([row[start:stop] for row in rows]), low, high, size)
+            for start, stop, size in pieces
+        ],
+        dim=1,
+    )
 
 
-def _fold(words: torch.Tensor) -> None:
-    words ^= (words >> _SHIFT).bitwise_and_(_SHIFTED)
+def _hash_blocks(
+    words: torch.Tensor, low: torch.Tensor, high: torch.Tensor, size: int
+) -> torch.Tensor:
+    """Digest blocks of `size` words: `(m, n * size) -> (m, WORDS * n)`."""
+    blocks = words.view(len(words), -1, size)
+    halves = blocks >> _HALF  # with signs, which the sums lose
+    sums = [
+        ((blocks + low[shift : shift + size]) & _LOW)
+        .mul_((halves + high[shift : shift + size]).bitwise_and_(_LOW))
+        .sum(2)
+        for shift in range(WORDS)
+    ]
+    return torch.stack(sums, dim=2).flatten(1)

@@ -53,9 +53,10 @@ def thread_budget() -> int:
 
 def prepare() -> None:
     """Load all kernels from disk, or compile them and say so, as it takes a while."""
-    indices = Path(_mean.stats.cache_path or ".").glob("host_kernels._*.nbi")
-    source = Path(__file__).stat().st_mtime
-    if not any(index.stat().st_mtime > source for index in indices):
+    from horovod_detox.arrays import host_digests
+
+    indices = list(Path(_mean.stats.cache_path or ".").glob("host_*._*.nbi"))
+    if not all(_is_compiled(module, indices) for module in (__file__, host_digests.__file__)):
         log.warning("compiling the column kernels, once on this machine")
     for dtype in (np.float32, np.float64):
         rows = np.ones((3, 2), dtype)
@@ -64,6 +65,14 @@ def prepare() -> None:
         trimmed_mean(rows, range(1, 2), 2)
         sign_majority(rows)
         gram(rows, None, None)
+    host_digests.prepare()
+
+
+def _is_compiled(source: str, indices: Sequence[Path]) -> bool:
+    """Return whether some compiled code is younger than its source."""
+    path = Path(source)
+    mine = [index for index in indices if index.name.startswith(f"{path.stem}.")]
+    return any(index.stat().st_mtime > path.stat().st_mtime for index in mine)
 
 
 def mean(rows: Rows) -> np.ndarray:
@@ -142,7 +151,7 @@ def _comparators(n: int, ranks: range) -> np.ndarray:
 
 
 @intrinsic
-def _pointer(typing: Any, address: Any) -> Any:
+def address_as_pointer(typing: Any, address: Any) -> Any:
     """Turn an address, an integer, into a pointer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -160,7 +169,7 @@ def _tile(rows: int, item: Any) -> int:
 @njit(cache=True, nogil=True)
 def _row(address: int, like: np.ndarray) -> np.ndarray:
     """Return the row at an address, of the length and element type of another."""
-    return carray(_pointer(address), like.shape, like.dtype)  # type: ignore[call-arg]
+    return carray(address_as_pointer(address), like.shape, like.dtype)  # type: ignore[call-arg]
 
 
 @njit(cache=True, nogil=True)

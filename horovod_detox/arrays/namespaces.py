@@ -12,7 +12,8 @@ from functools import cache, cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
-import xxhash
+
+from horovod_detox.arrays.nh import Key
 
 Array = Any
 """An array of NumPy, or a tensor of torch or TensorFlow."""
@@ -56,7 +57,10 @@ class Namespace(Protocol):
     def cast(self, array: Array, dtype: str) -> Array: ...
     def copy(self, array: Array) -> Array: ...
     def bounds(self, array: Array) -> tuple[Array, Array]: ...
-    def digests(self, slices: Sequence[Array]) -> np.ndarray: ...
+    def digests(
+        self, slices: Sequence[Array], key: Key, dtype: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def same(self, a: Array, b: Array, bounds: Sequence[tuple[int, int]]) -> np.ndarray: ...
 
 
 class NumPyNamespace:
@@ -85,10 +89,19 @@ class NumPyNamespace:
         """Return the least and the greatest value of each row; NaN where a row has one."""
         return array.min(axis=1), array.max(axis=1)
 
-    def digests(self, slices: Sequence[np.ndarray]) -> np.ndarray:
-        """Digest the raw bits of each slice with XXH3: n times `(w,)` -> `(n, 2)` of int64."""
-        digests = b"".join(xxhash.xxh3_128_digest(words.view(np.uint8).data) for words in slices)
-        return np.frombuffer(digests, np.int64).reshape(len(slices), 2)
+    def digests(
+        self, slices: Sequence[np.ndarray], key: Key, dtype: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Digest slices of words, and say of which a glance shows that they are finite."""
+        from horovod_detox.arrays import host_digests
+
+        return host_digests.digests(slices, key, dtype)
+
+    def same(self, a: np.ndarray, b: np.ndarray, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Say of which slices of words the bits are equal: `(slices,)` of bool."""
+        if np.array_equal(a, b):
+            return np.ones(len(bounds), bool)
+        return np.array([np.array_equal(a[start:stop], b[start:stop]) for start, stop in bounds])
 
 
 class TorchNamespace:
@@ -118,10 +131,16 @@ class TorchNamespace:
     def bounds(self, array: Array) -> tuple[Array, Array]:
         return self._torch.aminmax(array, dim=1)
 
-    def digests(self, slices: Sequence[Array]) -> np.ndarray:
+    def digests(
+        self, slices: Sequence[Array], key: Key, dtype: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         from horovod_detox.arrays import device_digests
 
-        return to_numpy(device_digests.digests(slices))
+        return to_numpy(device_digests.digests(slices, key)), np.zeros(len(slices), bool)
+
+    def same(self, a: Array, b: Array, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+        equal = a == b
+        return to_numpy(self._torch.stack([equal[start:stop].all() for start, stop in bounds]))
 
 
 _numpy = NumPyNamespace()

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from horovod_detox.arrays.namespaces import Copy
+from horovod_detox.arrays.namespaces import Copy, to_numpy
+from horovod_detox.arrays.nh import WORDS
 from horovod_detox.determinism.conditions import Conditions, differing, table
 from horovod_detox.determinism.verdict import ADVICE, PreflightReport, judge_copies
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import begin_to_share
 from horovod_detox.exchange.step import NoMajority, Outcome
 from horovod_detox.packing.layout import SIGN, Layout
-from horovod_detox.vote.fingerprint import WORDS, fingerprints
+from horovod_detox.vote.fingerprint import digest
 from horovod_detox.vote.groups import Groups
 
 log = logging.getLogger("horovod_detox")
@@ -145,4 +146,4 @@ def fingerprint_parameters(copy: Copy, layout: Layout) -> np.ndarray:
             pieces.append(copy[slice(*span)])
         else:
             pieces.append(buffers[segment][start:stop])
-    return fingerprints(pieces)
+    return np.stack([digest(to_numpy(piece)) for piece in pieces])

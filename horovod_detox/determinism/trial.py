@@ -16,7 +16,7 @@ from horovod_detox.determinism.verdict import PreflightReport, Trial, judge_tria
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
 from horovod_detox.packing.layout import WORD
-from horovod_detox.vote.fingerprint import fingerprint
+from horovod_detox.vote.fingerprint import digest
 from horovod_detox.vote.groups import Groups
 
 SEED = 0
@@ -136,12 +136,7 @@ def compare_trials(
 
 def _digests(arrays: Iterator[Named]) -> dict[str, str]:
     """Return the fingerprint of each array's bytes, as text; one array at a time is kept."""
-    return {name: digest(data) for name, data in arrays}
-
-
-def digest(data: np.ndarray) -> str:
-    """Return the fingerprint of a flat array's bytes as text."""
-    return fingerprint(data, [(0, len(data))]).tobytes().hex()
+    return {name: digest(data).tobytes().hex() for name, data in arrays}
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from horovod_detox.arrays.nh import WORDS
 from horovod_detox.determinism.conditions import NOT_SET, Conditions, differing, table
 from horovod_detox.packing.layout import difference
-from horovod_detox.vote.fingerprint import WORDS
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import majority_vote
 

@@ -15,7 +15,7 @@ from horovod_detox.exchange.cut import Bounds
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.step import Memory, Plan
 from horovod_detox.packing.layout import Buffers
-from horovod_detox.vote.fingerprint import fingerprint
+from horovod_detox.vote.fingerprint import Fingerprints, labels
 from horovod_detox.vote.majority import Verdict, judge_distances
 
 
@@ -29,18 +29,41 @@ def assemble(copies: Sequence[Copy], bounds: Sequence[Bounds]) -> Words:
     return vote
 
 
-def examine(buffers: Buffers, copy: Copy, bounds: Sequence[Bounds]) -> np.ndarray:
+def examine(
+    fingerprints: Fingerprints, buffers: Buffers, copy: Copy, bounds: Sequence[Bounds]
+) -> np.ndarray:
     """Return what a vote compares: fingerprint and finiteness of each slice, `(slices, 3)`.
 
     Args:
+        fingerprints: of this step.
         buffers: what the words of the copy are.
         copy: `(w,)` words.
         bounds: of slices that follow each other.
     """
-    finite: Any = True
-    if not _is_finite(buffers, copy, (bounds[0][0], bounds[-1][1])):
-        finite = [_is_finite(buffers, copy, slice_) for slice_ in bounds]
-    return np.column_stack([fingerprint(copy, bounds), np.full(len(bounds), finite)])
+    dtypes = {segment.dtype for segment in buffers.numbers.segments}
+    starts = [start for start, _ in bounds]
+    digests, finite = fingerprints.look(
+        [copy[start:stop] for start, stop in bounds],
+        starts,
+        dtypes.pop() if len(dtypes) == 1 else None,
+    )
+    if not finite.all():
+        finite = finite | _finite_slices(buffers, copy, bounds)
+    return np.column_stack([digests, finite])
+
+
+def examine_together(
+    buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[Bounds]
+) -> np.ndarray:
+    """Return what a vote on copies that are at hand compares: `(n, slices, 2)`.
+
+    That is which slices are the same, see `labels`, and the finiteness of each.
+    """
+    distinct = {id(copy): copy for copy in copies}
+    finite = {key: _finite_slices(buffers, copy, bounds) for key, copy in distinct.items()}
+    return np.stack(
+        [labels(copies, bounds), np.stack([finite[id(copy)] for copy in copies])], axis=2
+    )
 
 
 def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:
@@ -48,7 +71,7 @@ def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:
 
     Args:
         verdict: the votes.
-        table: `(p, slices, 3)`, what `examine` returned on every rank.
+        table: `(p, slices, n)`, what `examine` returned on every rank, or `examine_together`.
     """
     slices = np.arange(table.shape[1])
     return tuple(
@@ -208,6 +231,14 @@ def _joined(pieces: Sequence[Vector], like: Any, dtype: str) -> Vector:
         joined[start : start + len(piece)] = piece
         start += len(piece)
     return joined
+
+
+def _finite_slices(buffers: Buffers, copy: Copy, bounds: Sequence[Bounds]) -> np.ndarray:
+    """Say which of some slices that follow each other hold finite numbers: `(slices,)` of bool."""
+    finite: Any = True
+    if not _is_finite(buffers, copy, (bounds[0][0], bounds[-1][1])):
+        finite = [_is_finite(buffers, copy, slice_) for slice_ in bounds]
+    return np.full(len(bounds), finite)
 
 
 def _is_finite(buffers: Buffers, copy: Copy, bounds: Bounds) -> bool:

@@ -5,6 +5,8 @@ From the records of all, every rank sees alike whether the exchange is an ordina
 not, all of them go through the same control rounds, which deal with it, and then on or to an end.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +26,8 @@ RECORD = np.dtype(
 )
 """What a rank tells all others with every exchange."""
 _WORDS = RECORD.itemsize // 8
+ENTROPY = 32
+"""Random bytes of each rank, and of the secret."""
 
 
 class RanksDisagree(RuntimeError):
@@ -53,17 +57,21 @@ class Control:
         self._layout = layout
         self._record = np.array([(step, layout.digest, update, settings, 0)], RECORD)
 
-    def introduce(self) -> None:
-        """Compare the records in a round of their own, before a first exchange.
+    def introduce(self) -> bytes:
+        """Compare the records in a round of their own, before a first exchange; agree on a secret.
 
         Ranks with different settings or parameters could take to different exchanges, in which
-        they would wait for each other.
+        they would wait for each other. In the secret, 32 bytes, the random bytes of all ranks'
+        operating systems are mixed, so that one broken generator does no harm.
 
         Raises:
             RanksDisagree: on every rank, when one is about to do something else.
         """
-        words = self._collectives.allgather("introduction", self._record.view(np.int64)).wait()
-        self._compare(words.view(RECORD))
+        told = self.tell(np.frombuffer(os.urandom(ENTROPY), np.int64))
+        gathered = self._collectives.allgather("introduction", told).wait()
+        gathered = gathered.reshape(self._collectives.size, -1)
+        random = self.hear(list(gathered))
+        return hashlib.blake2b(np.concatenate(random).tobytes(), digest_size=ENTROPY).digest()
 
     def tell(self, facts: Sequence[int] | np.ndarray = ()) -> np.ndarray:
         """Return this rank's record with facts behind it: `(n,)` of int64."""

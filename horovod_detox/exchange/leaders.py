@@ -2,7 +2,7 @@
 
 1. Copies: allgather inside each group.
 2. Vote: every member compares the copies of its group.
-3. Votes: allgather across the group leaders, with the fingerprints that decided them.
+3. Votes: allgather across the group leaders, with what decided them.
 4. Aggregation: on every leader.
 5. Update: from each leader to its group.
 
@@ -20,7 +20,7 @@ from horovod_detox.exchange.aggregation import (
     Columns,
     aggregate_votes,
     assemble,
-    examine,
+    examine_together,
     non_finite_votes,
 )
 from horovod_detox.exchange.collectives import NOTHING, Collectives, Handle
@@ -44,7 +44,7 @@ def exchange(step: Step) -> Outcome:
     step.control.hear([message.facts for message in copies])
     copies = [message.words for message in copies]
 
-    seen = np.stack([examine(step.buffers, copies[member], bounds) for member in members])
+    seen = examine_together(step.buffers, [copies[member] for member in members], bounds)
     vote = majority_vote(members, seen)
     winner = assemble([copies[r] for r in vote.winners], bounds) if vote.winners else copy[:0]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from horovod_detox.aggregators import Aggregator
 from horovod_detox.arrays.namespaces import Words, namespace
+from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.aggregation import Columns, examine, non_finite_votes
 from horovod_detox.exchange.collectives import NOTHING, Handle, Message
 from horovod_detox.exchange.cut import Part
@@ -22,7 +23,6 @@ from horovod_detox.exchange.owners import (
 )
 from horovod_detox.exchange.step import NoMajority, Step, rule_for
 from horovod_detox.exchange.witnesses import confirm
-from horovod_detox.vote.fingerprint import WORDS, fingerprint, fingerprints
 from horovod_detox.vote.groups import Groups, slice_holders
 from horovod_detox.vote.majority import judge
 
@@ -71,7 +71,9 @@ class SentPart:
         self._slices = _Slices(step, part)
         self._senders = _senders(groups, step.collectives.size, step.memory.distrusted)
         mine = np.flatnonzero(self._senders[groups.of(rank)] == rank).tolist()
-        facts = step.control.tell(examine(step.buffers, step.copy, part.slices).ravel())
+        facts = step.control.tell(
+            examine(step.fingerprints, step.buffers, step.copy, part.slices).ravel()
+        )
         self._received = self._slices.send("slices", mine, facts)
 
     def is_received(self) -> bool:
@@ -197,7 +199,10 @@ class VotedPart:
         """Let this rank's slice be on its way to all; whom it accuses and its digests beside it."""
         slices, self._results, self._kept = self._slices, results, kept
         self.means = means
-        digests = fingerprints(results if self._step.plan.witnesses else []).ravel()
+        digests = NOTHING
+        if self._step.plan.witnesses:
+            starts = [slices.part.slices[s][0] for s in slices.held]
+            digests = self._step.fingerprints.of_each(results, starts).ravel()
         facts = with_accusations(self.accusations, digests)
         self._shared = share_slices(self._step.collectives, slices.part, self._step.update, facts)
 
@@ -215,8 +220,7 @@ class VotedPart:
             return
         if self._step.plan.witnesses:
             self.wrong |= confirm(
-                self._step.collectives,
-                self._step.update,
+                self._step,
                 self._slices.part.slices,
                 self._results,
                 np.stack(facts).reshape(len(facts), -1, WORDS),
@@ -237,7 +241,7 @@ class VotedPart:
         """Digest the update of this part: `(2,)` of int64."""
         self.is_new = False
         part = self._slices.part
-        return fingerprint(self._step.update, [(part.start, part.stop)])[0]
+        return self._step.fingerprints.of(self._step.update, [(part.start, part.stop)])[0]
 
     def _replacements(self, kept: Kept) -> dict[tuple[int, int], int]:
         """Return who sends next, by (group, slice), where a sender lost or was accused."""
@@ -257,7 +261,9 @@ class VotedPart:
         for (s, votes), held in zip(self._with_votes(kept), self._votes, strict=True):
             senders = self._senders[list(kept), s]
             told = self._table[senders, s, :WORDS]
-            is_as_told = (fingerprints(list(votes.values())) == told).all(axis=1)
+            starts = [slices.part.slices[s][0]] * len(votes)
+            received = self._step.fingerprints.of_each(list(votes.values()), starts)
+            is_as_told = (received == told).all(axis=1)
             for i in np.flatnonzero(~is_as_told).tolist():
                 self.accusations.append(int((number * p + senders[i]) * p + s))
                 # To go on with; the result will not count.

@@ -10,7 +10,7 @@ from horovod_detox.exchange.aggregation import (
     aggregate_votes,
     assemble,
     decide,
-    examine,
+    examine_together,
     non_finite_votes,
 )
 from horovod_detox.exchange.cut import Bounds, cut
@@ -59,9 +59,10 @@ def _vote_on_bits(
     plan: Plan, buffers: Buffers, copies: Sequence[Copy], bounds: Sequence[Bounds]
 ) -> tuple[Verdict, tuple[int, ...]]:
     """Return the votes, slice by slice, and the groups whose vote is not finite."""
-    distinct = {id(copy): copy for copy in copies}
-    facts = {key: examine(buffers, copy, bounds) for key, copy in distinct.items()}
-    table = np.stack([facts[id(copy)] for copy in copies])
+    table: np.ndarray = np.empty((len(copies), len(bounds), 2), np.int64)
+    for members in plan.groups.members:
+        of_group = [copies[rank] for rank in members]
+        table[list(members)] = examine_together(buffers, of_group, bounds)
     verdict = judge(plan.groups, table)
     return verdict, non_finite_votes(verdict, table)
 

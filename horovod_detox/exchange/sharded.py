@@ -37,7 +37,6 @@ import numpy as np
 from horovod_detox.exchange.cut import Part, cut
 from horovod_detox.exchange.part import SentPart, VotedPart, conclude
 from horovod_detox.exchange.step import Outcome, Step, rule_for
-from horovod_detox.vote.fingerprint import fingerprints
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import Verdict, merge
 
@@ -111,7 +110,9 @@ class Sharded:
             non_finite,
             tuple(sorted(wrong)),
             {words: means for part in parts for words, means in part.means.items()},
-            fingerprints([np.stack([self._digests[part] for part in every])])[0],
+            self._step.fingerprints.of_each(
+                [np.concatenate([self._digests[part] for part in every])], [0]
+            )[0],
         )
 
     def _vote(self, part: int) -> VotedPart:

@@ -11,6 +11,7 @@ from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.momentum import Means, Momentum
 from horovod_detox.packing.layout import Buffers
+from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import Verdict
 
@@ -66,6 +67,7 @@ class Step:
         copy: `(w,)` words, this rank's copy of its group's gradient; left as it is.
         control: what this rank tells all others with its first message; what they tell is heard
             before anything else that was received is used.
+        fingerprints: of this step.
         memory: what is known from earlier steps.
         update: `(w,)` words of any contents, which the update is written to.
     """
@@ -75,6 +77,7 @@ class Step:
     buffers: Buffers
     copy: Copy
     control: Control
+    fingerprints: Fingerprints
     memory: Memory
     update: Words
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from horovod_detox.arrays.namespaces import Words
-from horovod_detox.exchange.collectives import Collectives
-from horovod_detox.exchange.step import NoMajority
-from horovod_detox.vote.fingerprint import fingerprint
+from horovod_detox.exchange.step import NoMajority, Step
 
 
 def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[int]]:
@@ -41,8 +39,7 @@ def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[
 
 
 def confirm(
-    collectives: Collectives,
-    update: Words,
+    step: Step,
     bounds: Sequence[tuple[int, int]],
     results: Sequence[Words],
     digests: np.ndarray,
@@ -51,15 +48,15 @@ def confirm(
     """Mend the slices that are not as most holders computed them; return who computed otherwise.
 
     Args:
-        collectives: of the p ranks.
-        update: `(w,)` words, as the owners sent them; mended in place, on every rank alike.
+        step: its update is as the owners sent it; mended in place, on every rank alike.
         bounds: of the slices.
         results: what this rank computed for the slices that it holds, its own first.
         digests: `(p, 1 + w, WORDS)`: the fingerprints of everybody's results.
         holders: `(1 + w, p)`: who holds each slice, its owner first.
     """
+    collectives, update = step.collectives, step.update
     true, wrong = majority(digests, holders)
-    for s in np.flatnonzero((fingerprint(update, bounds) != true).any(axis=1)).tolist():
+    for s in np.flatnonzero((step.fingerprints.of(update, bounds) != true).any(axis=1)).tolist():
         wrong.add(s)  # also the owner that fingerprinted another slice than it sent
         j, witness = next(
             (j, rank)

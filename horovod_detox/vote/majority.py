@@ -53,7 +53,7 @@ def majority_vote(ranks: Sequence[int], fingerprints: np.ndarray) -> Vote:
 
     Args:
         ranks: the r members of the group, ascending.
-        fingerprints: `(r, slices, 2)` of int64, row i of `ranks[i]`.
+        fingerprints: `(r, slices, n)` of int64, row i of `ranks[i]`.
 
     >>> row = np.zeros((1, 2, 2), np.int64)
     >>> majority_vote((4, 5, 6), np.concatenate([row, row + 1, row]))
@@ -69,7 +69,7 @@ def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
 
     Args:
         groups: k groups of p ranks.
-        fingerprints: `(p, slices, 2)` of int64, row i of rank i.
+        fingerprints: `(p, slices, n)` of int64, row i of rank i; labels of equal slices, too.
     """
     votes: dict[int, Vote] = {}
     for size in {len(ranks) for ranks in groups.members}:
@@ -80,7 +80,7 @@ def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
 
 
 def _votes(ranks: np.ndarray, fingerprints: np.ndarray) -> list[Vote]:
-    """Take the votes of g groups of r: `(g, r)` ranks and `(g, r, slices, 2)` fingerprints."""
+    """Take the votes of g groups of r: `(g, r)` ranks and `(g, r, slices, n)` fingerprints."""
     equal = (fingerprints[:, :, None] == fingerprints[:, None]).all(axis=-1)  # (g, r, r, slices)
     supporters = equal.sum(axis=2)  # (g, r, slices)
     winner = supporters.argmax(axis=1)  # (g, slices), the lowest index among equals

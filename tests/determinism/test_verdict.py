@@ -7,9 +7,10 @@ import pytest
 
 from horovod_detox import Detox
 from horovod_detox.determinism.conditions import common_conditions, differing, table
-from horovod_detox.determinism.trial import RankFailed, compare_trials, digest, from_first_rank
+from horovod_detox.determinism.trial import RankFailed, compare_trials, from_first_rank
 from horovod_detox.determinism.verdict import PreflightReport, Trial, judge_trials
 from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.vote.fingerprint import digest
 from tests.cluster import failing_everywhere
 
 TENSORS = ("conv1.weight", "conv1.bias", "fc.weight")
@@ -18,7 +19,7 @@ SETTINGS = {"host": "a", "torch": "2.13", "torch threads": "4"}
 
 
 def of_text(text):
-    return digest(np.frombuffer(text.encode(), np.uint8))
+    return digest(np.frombuffer(text.encode(), np.uint8)).tobytes().hex()
 
 
 def trials(count, changes):

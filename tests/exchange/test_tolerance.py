@@ -15,7 +15,7 @@ from horovod_detox.attacks import by_name as attack_by_name
 from horovod_detox.drill import CopyDrill, stack_numbers
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
-from horovod_detox.exchange.control import RECORD, RanksDisagree
+from horovod_detox.exchange.control import ENTROPY, RECORD, RanksDisagree
 from horovod_detox.exchange.cut import cut
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import NoMajority
@@ -290,7 +290,7 @@ def test_a_rank_sends_what_it_sends_in_allreduce_and_the_distances(p, r):
         return counter.sent
 
     facts = 8 * (p - 1) * (len(plan.groups) * max(map(len, plan.groups.members)) ** 2)
-    facts += 2 * RECORD.itemsize * (p - 1)  # in the first exchange once more
+    facts += (2 * RECORD.itemsize + ENTROPY) * (p - 1)  # the first exchange begins with them
     allreduce = 2 * 8 * width * (p - 1) / p
     assert InProcessCluster(p).run(program) == [allreduce + facts] * p
 

@@ -9,7 +9,7 @@ from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.cluster import InProcessCluster
-from horovod_detox.exchange.control import RECORD
+from horovod_detox.exchange.control import ENTROPY, RECORD
 from horovod_detox.packing.layout import WORD
 from measuring.traffic import Traffic
 from tests.cluster import Tampering, layout_of
@@ -112,11 +112,11 @@ def test_what_a_rank_sends_is_counted(p, r):
 
         sent[name] = np.array(InProcessCluster(p).run(program))
     allreduce = 2 * width * (p - 1) / p
-    record = RECORD.itemsize / WORD
-    facts = (3 * p + 2 * record + 1) * (p - 1)  # the record once more in the first exchange
+    records = (2 * RECORD.itemsize + ENTROPY) / WORD  # the first exchange begins with them
+    facts = (3 * p + records + 1) * (p - 1)
     assert sent["sharded"].max() <= (1 + 1 / r) / 2 * allreduce + facts
     assert sent["leaders"].max() > allreduce
-    assert sent["gathered"].max() == (p - 1) * (width + 2 * record)
+    assert sent["gathered"].max() == (p - 1) * (width + records)
     results = 2 * (1 + w) * (p - 1)
     assert sent["witnessed"].max() <= (1 + (1 + w) / r) / 2 * allreduce + facts + results
 

@@ -27,6 +27,7 @@ OTHER_THAN_DEFAULT = {
     "num_byzantine": "none",
     "momentum": "0.5",
     "placement": "packed",
+    "fingerprint": "blake3",
     "exchange": "sharded",
     "one_round_bytes": "0",
     "overlap_bytes": "7",
