@@ -77,7 +77,7 @@ COPY --chmod=755 tools/image/ssh-server /usr/local/bin/
 
 USER ${USER_ID}
 WORKDIR /home/horovod
-RUN python -c 'from horovod_detox.arrays import host_kernels; host_kernels.prepare()'
+RUN python -c 'from horovod_detox.arrays import compilation; compilation.prepare()'
 COPY examples examples
 
 EXPOSE 2222

@@ -82,7 +82,7 @@ $(installed): pyproject.toml setup.py $(wildcard tools/*.py tools/cmake/*.cmake)
 	@echo "Installing $(requirements) and the rest into $(venv)"
 	@$(pip) install --quiet $(requirements) --editable '.[lab,measuring,test]'
 	@$(venv)/bin/python $(build_horovod)
-	@$(venv)/bin/python -c 'from horovod_detox.arrays import host_kernels; host_kernels.prepare()'
+	@$(venv)/bin/python -c 'from horovod_detox.arrays import compilation; compilation.prepare()'
 	@rm -f $(venv)/installed-*
 	@touch $@
 

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
-from horovod_detox.aggregators import Aggregator, Hierarchy, SignMajority, by_name
+from horovod_detox.aggregators import Aggregator, Hierarchy, SignMajority, TooFewVotes, by_name
 from horovod_detox.exchange import EXCHANGES
+from horovod_detox.vote.capture import faulty_votes, silenced_groups
 from horovod_detox.vote.fingerprint import FUNCTIONS
 from horovod_detox.vote.groups import PLACEMENTS, Groups, form_groups, most_witnesses
 
@@ -25,8 +26,11 @@ class Detox:
         inner: aggregator inside each bucket of votes (A0 in the paper), a name or an object.
         outer: aggregator of the bucket results (A1 in the paper), a name or an object.
         buckets: number of buckets; None: every vote its own.
-        num_byzantine: q, the faulty ranks to be prepared for; None: as many as the aggregators
-            can stand.
+        num_byzantine: q, the faulty ranks to be prepared for, wherever they are: the aggregators
+            must stand what these capture, also where others tie a group; None: as many as the
+            aggregators can stand.
+        max_skipped_steps: so many steps in a row are skipped on all ranks, where the votes that are
+            left are too few; then the job ends. 0: it ends at the first.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
         timeout: seconds to wait for the other ranks in one exchange.
@@ -62,6 +66,7 @@ class Detox:
     outer: str | Aggregator = "median"
     buckets: int | None = None
     num_byzantine: int | None = None
+    max_skipped_steps: int = 10
     placement: str = "spread"
     timeout: float = 1800.0
     preflight: bool = True
@@ -84,6 +89,7 @@ class Detox:
             _check_integer("buckets", self.buckets, at_least=1)
         if self.num_byzantine is not None:
             _check_integer("num_byzantine", self.num_byzantine, at_least=0)
+        _check_integer("max_skipped_steps", self.max_skipped_steps, at_least=0)
         _check_share("momentum", self.momentum)
         _check_share("tolerance", self.tolerance)
         _check_choice("placement", self.placement, PLACEMENTS)
@@ -157,7 +163,7 @@ class Detox:
                 f"most {most} for each owner, one in each other group"
             )
         try:
-            return Plan(self, groups, self.fit(groups))
+            return Plan(self, groups, self.fit(groups), self.hierarchy())
         except ValueError as error:
             raise ValueError(f"{error}. {self._advice(world_size)}") from None
 
@@ -165,16 +171,21 @@ class Detox:
         """Build the two-level rule for the votes of these groups.
 
         Raises:
-            ValueError: when it cannot stand what `num_byzantine` ranks can capture.
+            ValueError: when it cannot stand what `num_byzantine` ranks can capture and tie.
         """
         k = len(groups)
         if self.buckets is not None and self.buckets > k:
             raise ValueError(f"buckets = {self.buckets}: there are only {k} votes to put into them")
-        rule = Hierarchy(_aggregator(self.inner), _aggregator(self.outer), self.buckets)
+        rule = self.hierarchy()
         if self.num_byzantine is not None:
-            rule = rule.with_f(faulty_votes(self.num_byzantine, groups.smallest), k)
+            rule = rule.with_f(faulty_votes(self.num_byzantine, groups), k)
+            self._check_ties(groups)
         rule.check(k)
         return rule
+
+    def hierarchy(self) -> Hierarchy:
+        """Build the two-level rule as it was given, not fitted to any votes."""
+        return Hierarchy(_aggregator(self.inner), _aggregator(self.outer), self.buckets)
 
     def objection(self, groups: Groups) -> str:
         """Return why the aggregators do not fit these groups, in their words; empty if they do."""
@@ -187,6 +198,19 @@ class Detox:
     def describe(self) -> dict[str, str]:
         """Return every field as text, to compare settings between ranks."""
         return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+
+    def _check_ties(self, groups: Groups) -> None:
+        """Check that the rule stands it when faulty ranks leave groups without a vote."""
+        q, k = self.num_byzantine or 0, len(groups)
+        for silenced in silenced_groups(q, groups):
+            f = faulty_votes(q, groups, silenced)
+            try:
+                self.hierarchy().prepared(k - len(silenced), f)
+            except TooFewVotes as error:
+                raise ValueError(
+                    f"num_byzantine = {q} ranks can leave {len(silenced)} of {k} groups without a "
+                    f"majority and capture {f}: {error}"
+                ) from None
 
     def _advice(self, world_size: int) -> str:
         """Say which group_size and num_byzantine the aggregators can work with."""
@@ -206,11 +230,39 @@ class Detox:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings applied to p ranks: their groups and the rule for the groups' votes."""
+    """The settings applied to p ranks.
+
+    Attributes:
+        config: the settings.
+        groups: of the ranks.
+        rule: for the votes of all groups.
+        given: the rule as it was given, not fitted to any votes.
+    """
 
     config: Detox
     groups: Groups
     rule: Hierarchy
+    given: Hierarchy
+
+    def at(self, step: int) -> "Plan":
+        """Return the plan for this step; it differs between steps if the rule draws numbers."""
+        return replace(self, rule=self.rule.at(step), given=self.given.at(step))
+
+    def rule_without(self, silenced: Collection[int]) -> Hierarchy:
+        """Return the rule for the votes of all groups but some.
+
+        It is prepared for the votes that `num_byzantine` ranks can still capture. No f that was
+        given is lowered.
+
+        Raises:
+            TooFewVotes: when the votes that are left cannot stand that.
+        """
+        if not silenced:
+            return self.rule
+        f, q = None, self.config.num_byzantine
+        if q is not None:
+            f = faulty_votes(q, self.groups, silenced)
+        return self.given.prepared(len(self.groups) - len(silenced), f)
 
     @property
     def tolerance(self) -> float:
@@ -251,15 +303,6 @@ class Plan:
                 "votes, and Compression.sign sends only their signs: use Detox(buckets=None), or "
                 "another compression"
             )
-
-
-def faulty_votes(num_byzantine: int, group_size: int) -> int:
-    """Return f, the most votes that q faulty ranks can capture in groups of r.
-
-    >>> faulty_votes(5, 3)
-    2
-    """
-    return num_byzantine // (group_size // 2 + 1)
 
 
 def _aggregator(rule: str | Aggregator) -> Aggregator:

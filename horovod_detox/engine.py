@@ -1,7 +1,6 @@
 """One exchange after another: what the frontends call, and the way of one step."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
+from horovod_detox.vote.majority import Verdict
 
 
 class Engine:
@@ -30,6 +30,8 @@ class Engine:
         ledger: the account of faults; None: a new one.
         first_step: checks the first exchange; None: nothing does.
         purpose: what the update is for, and how it is used: the same on every rank.
+        skips: whether the caller skips a step of which the outcome says so; else `NoMajority` is
+            raised in the first such step.
 
     Attributes:
         history: what it carries from exchange to exchange.
@@ -42,12 +44,14 @@ class Engine:
         ledger: Ledger | None = None,
         first_step: FirstStep | None = None,
         purpose: str = "",
+        skips: bool = False,
     ) -> None:
         self.history = History(plan, ledger)
         self._collectives = collectives
         self._first_step = first_step
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._settings = digest_of_text(f"{purpose} {plan.config.describe()}")
+        self._skips = skips
         self._secret: bytes | None = None
 
     @property
@@ -75,7 +79,8 @@ class Engine:
 
         Raises:
             RanksDisagree: on every rank, when the parameters or the updates so far differ.
-            NoMajority: on every rank, when too many groups lost their majority.
+            NoMajority: on every rank, when too many groups lost their majority, in this step or, if
+                such steps are skipped, in too many one after another.
             NotDeterministic: on every rank, when the first step shows that votes mean nothing.
             ExchangeTimeout: when some rank does not take part.
         """
@@ -83,7 +88,7 @@ class Engine:
             update = namespace(copy).empty((layout.words,), copy, "int64")
         name = self._exchange_name(layout)
         step = self._begin_step(copy, layout, update)
-        return self.finish(lambda: ALL_EXCHANGES[name].exchange(step), copy, layout)
+        return self._finish(step, lambda: ALL_EXCHANGES[name].exchange(step))
 
     def parts(self, layout: Layout) -> list[Part]:
         """Return the parts in which a copy is sent; there are several if the gradient is large."""
@@ -109,22 +114,21 @@ class Engine:
         step = self._begin_step(copy, layout, update)
         return Sharded(step, self.parts(layout), on_update)
 
-    def finish(self, finish: Callable[[], Outcome], copy: Copy, layout: Layout) -> Outcome:
-        """Return the outcome of what was begun with the same copy; raise what `exchange` does.
+    def finish(self, begun: Sharded, finish: Callable[[], Outcome] | None = None) -> Outcome:
+        """Return the outcome of an exchange that was begun; raise what `exchange` does.
 
         Args:
-            finish: waits for it.
+            begun: what `begin` returned.
+            finish: has it finish; None: this thread does.
         """
-        with self._explaining(copy, layout):
-            outcome = finish()
-        return self._end_step(outcome, copy, layout)
+        return self._finish(begun.step, finish or begun.finish)
 
     def _begin_step(self, copy: Copy, layout: Layout, update: Words) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
         control = Control(self._collectives, self.step, layout, self._digest, self._settings)
         if self._secret is None:
             self._secret = control.introduce()
-        self._fingerprints = Fingerprints(self._secret, self.step, self.plan.config.fingerprint)
+        self._layout = layout
         if self._first_step is not None:
             self._first_step.begin(self._collectives)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
@@ -134,31 +138,36 @@ class Engine:
             layout.buffers,
             copy,
             control,
-            self._fingerprints,
+            Fingerprints(self._secret, self.step, self.plan.config.fingerprint),
             memory,
             update,
         )
 
-    @contextmanager
-    def _explaining(self, copy: Copy, layout: Layout) -> Iterator[None]:
-        """Say of a first exchange without a majority why there is none."""
+    def _finish(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
+        """Return the outcome, and take it down; a first one is checked, or explained, before."""
+        layout, first = self._layout, self._first_step
         try:
-            yield
+            outcome = finish()
         except NoMajority as error:
-            if self._first_step is not None:
-                self._first_step.explain(error, copy, layout)
-            raise
-
-    def _end_step(self, outcome: Outcome, copy: Copy, layout: Layout) -> Outcome:
-        """Take an outcome down; the first is checked before."""
-        if self._first_step is not None:
-            self._first_step.check(outcome, copy, layout)
+            if first is not None:
+                first.explain(error, step.copy, layout)
+            return self._skip(error, step)
+        if first is not None:
+            first.check(outcome, step.copy, layout)
             self._first_step = None
         digest = outcome.digest
         if digest is None:
-            digest = self._fingerprints.of(outcome.update, [(0, layout.words)])[0]
+            digest = step.fingerprints.of(outcome.update, [(0, layout.words)])[0]
         self._digest = digest
         return self.history.record(outcome, layout)
+
+    def _skip(self, failure: NoMajority, step: Step) -> Outcome:
+        """Return the outcome of a step without an update, if it is to be skipped."""
+        self._digest = np.zeros(WORDS, dtype=np.int64)
+        self.history.skip(failure, self.plan.config.max_skipped_steps if self._skips else 0)
+        step.update[:] = 0
+        verdict = failure.verdict or Verdict(())
+        return Outcome(step.update, verdict, failure.non_finite, failure=failure)
 
     def _exchange_name(self, layout: Layout) -> str:
         """Choose the exchange: small gradients without witnesses take one round."""

@@ -1,15 +1,15 @@
 """What a job carries from exchange to exchange."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from horovod_detox.arrays.namespaces import Words, namespace, view
 from horovod_detox.config import Plan
 from horovod_detox.exchange.momentum import Means, Momentum, updated
-from horovod_detox.exchange.step import Memory, Outcome
+from horovod_detox.exchange.step import Memory, NoMajority, Outcome
 from horovod_detox.packing.layout import Layout
 from horovod_detox.vote.ledger import Ledger
+from horovod_detox.vote.majority import Verdict
 
 DISTRUSTED_STEPS = 1000
 """A rank that dissented is not relied upon for so many steps."""
@@ -24,12 +24,13 @@ class History:
         plan: settings, groups and rule.
         ledger: the account of faults.
         step: number of exchanges so far.
+        skipped: how many of the latest had no update.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger | None = None) -> None:
         self.plan = plan
         self.ledger = ledger or Ledger(plan.groups)
-        self.step = 0
+        self.step = self.skipped = 0
         self._layout: Layout | None = None
         self._previous: Words | None = None
         self._means: Means = {}
@@ -37,7 +38,7 @@ class History:
 
     def plan_now(self) -> Plan:
         """Return the plan with the rule of this step."""
-        return replace(self.plan, rule=self.plan.rule.at(self.step))
+        return self.plan.at(self.step)
 
     def memory(self, layout: Layout) -> Memory:
         """Recall what is known for an exchange; of other parameters nothing is.
@@ -62,16 +63,50 @@ class History:
         Of its update, which its receiver may write to, a copy is kept. One that is not finite
         leaves no trace but in the ledger.
         """
-        self.ledger.record(self.step, outcome.verdict, outcome.non_finite, outcome.miscalculators)
-        self._last_dissent |= dict.fromkeys(outcome.verdict.dissenters, self.step)
+        self._enter(outcome.verdict, outcome.non_finite, outcome.miscalculators)
+        self.skipped = 0
         if layout != self._layout:
             self._layout, self._previous, self._means = layout, None, {}
         if outcome.is_finite and self.plan.rule.uses_previous:
             self._previous = namespace(outcome.update).copy(outcome.update)
         if outcome.is_finite:
             self._means = updated(self._means, outcome.means)
-        self.step += 1
         return outcome
+
+    def skip(self, failure: NoMajority, most: int) -> None:
+        """Take down a step without an update, which leaves no trace but in the ledger.
+
+        Args:
+            failure: why there is none.
+            most: so many steps in a row may be skipped.
+
+        Raises:
+            NoMajority: when so many were skipped before.
+        """
+        step = self.step
+        self._enter(failure.verdict or Verdict(()), failure.non_finite)
+        if not most:
+            raise failure
+        if self.skipped >= most:
+            raise NoMajority(
+                f"{failure}. More than {most} in a row are not skipped "
+                f"(Detox(max_skipped_steps=)). So far: {self.ledger.report()}",
+                failure.verdict,
+                failure.non_finite,
+            ) from failure
+        self.skipped += 1
+        self.ledger.skip(
+            f"step {step}: {failure}. All ranks skip the step, up to {most} in a row "
+            "(Detox(max_skipped_steps=))"
+        )
+
+    def _enter(
+        self, verdict: Verdict, non_finite: tuple[int, ...], miscalculators: tuple[int, ...] = ()
+    ) -> None:
+        """Note in the ledger what was found in a step, and whom to distrust; count the step."""
+        self.ledger.record(self.step, verdict, non_finite, miscalculators)
+        self._last_dissent |= dict.fromkeys(verdict.dissenters, self.step)
+        self.step += 1
 
     def state(self) -> dict[str, Any]:
         """Return all but the ledger and whom to distrust, to go on from; not to be written to.

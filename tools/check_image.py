@@ -179,7 +179,7 @@ def health(hosts: Hosts) -> None:
 
 def kernels(hosts: Hosts) -> None:
     """The kernels are compiled, for processors of this kind."""
-    program = "from horovod_detox.arrays import host_kernels as k; k.prepare(); print('prepared')"
+    program = "from horovod_detox.arrays import compilation as c; c.prepare(); print('prepared')"
     _, text = hosts.run("bare", "python", "-c", program)
     require(text == "prepared", text)
 

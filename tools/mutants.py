@@ -36,15 +36,15 @@ PROJECT = Path(__file__).parents[1]
 TABLES = Path(__file__).with_name("mutations")
 PACKAGE = "horovod_detox"
 HOROVODRUN = Path(sys.executable).with_name("horovodrun")
-COMPILED = "arrays/host_kernels.py"
-"""The file of which compiled code is kept on disk."""
+COMPILED = {"arrays/host_kernels.py", "arrays/host_digests.py"}
+"""The files of which compiled code is kept on disk."""
 
 SECONDS = {"tests": 300, "job": 240}
 """The time limits in one process and on real ranks."""
 GRACE_SECONDS = 30
 
 WHERE = "import horovod_detox as package; print(package.__file__)"
-COMPILE = "from horovod_detox.arrays import host_kernels; host_kernels.prepare()"
+COMPILE = "from horovod_detox.arrays import compilation; compilation.prepare()"
 FAILED = re.compile(
     r"^(?:\[\d+\]<std\w+>:)?\s*(?:FAILED|ERROR) (tests/.+?|horovod_detox/.+?)(?: - |$)"
 )
@@ -193,7 +193,7 @@ class Copy:
         compiled = self._folder / "compiled with a mistake"
         path.write_text(mutation.mutated(text))
         former = self._environment["NUMBA_CACHE_DIR"]
-        if mutation.file == COMPILED:
+        if mutation.file in COMPILED:
             self._environment["NUMBA_CACHE_DIR"] = str(compiled)
         try:
             yield

@@ -75,6 +75,24 @@ class Hierarchy(Aggregator):
                 return replace(self, outer=self.outer.fit(buckets), buckets=buckets)
         raise TooFewVotes(self.broken_bound(n, 0))
 
+    def prepared(self, n: int, f: int | None = None) -> Self:
+        """Return the rule for n votes, f of them faulty: with fewer buckets if needed.
+
+        Args:
+            n: the number of votes.
+            f: None: as many as were given to its rules, or as it can stand.
+
+        Raises:
+            TooFewVotes: when so few votes cannot stand these.
+        """
+        for buckets in range(self._count(n), 0, -1):
+            rule = self if buckets == n else replace(self, buckets=buckets)
+            if rule._stands_given(n, buckets) and (f or 0) <= rule.max_f(n):
+                return rule if f is None else rule.with_f(f, n)
+        if f:
+            raise TooFewVotes(self.broken_bound(n, f))
+        raise TooFewVotes(self.outer.broken_bound(self._count(n), self.outer.given_f or 0))
+
     def with_f(self, f: int, n: int) -> Self:
         if f > self.max_f(n):
             raise ValueError(self.broken_bound(n, f))
@@ -124,6 +142,12 @@ class Hierarchy(Aggregator):
     def _works(self, n: int, buckets: int) -> bool:
         return self.outer.max_f(buckets) >= 0 and all(
             self.inner.max_f(size) >= 0 for size in _sizes(n, buckets)
+        )
+
+    def _stands_given(self, n: int, buckets: int) -> bool:
+        """Return whether both rules work on n votes with the f that they were given."""
+        return (self.outer.given_f or 0) <= self.outer.max_f(buckets) and all(
+            (self.inner.given_f or 0) <= self.inner.max_f(size) for size in _sizes(n, buckets)
         )
 
     def _inner_faults(self, n: int) -> int:

@@ -58,12 +58,6 @@ def digests(
     return result.view(np.int64), (carried & np.uint64(_SIGNS.get(dtype, _SIGNS_OF_HALVES))) == 0
 
 
-def prepare() -> None:
-    """Load the kernels from disk, or compile them."""
-    for dtype in (None, "float32"):
-        digests([np.ones(1, np.int64)], Key(b""), dtype)
-
-
 @njit(cache=True, nogil=True)
 def _digest(
     addresses: np.ndarray,

@@ -8,12 +8,10 @@ The compiled code is kept on disk, beside this file or in the user's cache folde
 addresses of the rows: Numba would compile a list of arrays anew for every length.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,6 @@ from numba.extending import intrinsic
 
 from horovod_detox import process
 from horovod_detox.arrays.networks import network
-
-log = logging.getLogger("horovod_detox")
 
 _TILE_BYTES = 16 * 1024
 """A tile of all rows takes about so much: half of the smallest first-level caches."""
@@ -49,30 +45,6 @@ def thread_budget() -> int:
     if "torch" in sys.modules:
         limits.append(sys.modules["torch"].get_num_threads())
     return max(1, min(limits))
-
-
-def prepare() -> None:
-    """Load all kernels from disk, or compile them and say so, as it takes a while."""
-    from horovod_detox.arrays import host_digests
-
-    indices = list(Path(_mean.stats.cache_path or ".").glob("host_*._*.nbi"))
-    if not all(_is_compiled(module, indices) for module in (__file__, host_digests.__file__)):
-        log.warning("compiling the column kernels, once on this machine")
-    for dtype in (np.float32, np.float64):
-        rows = np.ones((3, 2), dtype)
-        mean(rows)
-        weighted_sum(rows, [0.5, 0.25, 0.25], rows[0])
-        trimmed_mean(rows, range(1, 2), 2)
-        sign_majority(rows)
-        gram(rows, None, None)
-    host_digests.prepare()
-
-
-def _is_compiled(source: str, indices: Sequence[Path]) -> bool:
-    """Return whether some compiled code is younger than its source."""
-    path = Path(source)
-    mine = [index for index in indices if index.name.startswith(f"{path.stem}.")]
-    return any(index.stat().st_mtime > path.stat().st_mtime for index in mine)
 
 
 def mean(rows: Rows) -> np.ndarray:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from horovod_detox.arrays import host_kernels
+from horovod_detox.arrays import compilation
 from horovod_detox.config import Detox
 from horovod_detox.remedies import REMEDIES
 
@@ -152,7 +152,7 @@ def _launcher() -> Finding:
 def _kernels() -> Finding:
     """Load the column kernels, or compile them."""
     try:
-        host_kernels.prepare()
+        compilation.prepare()
     except Exception as error:  # of a compiler, whatever it raises
         text = f"the column kernels do not compile: {type(error).__name__}: {error}"
         return Finding(text, "install the numba and numpy that pip chooses: pip install -U numba")

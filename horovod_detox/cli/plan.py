@@ -169,7 +169,6 @@ def _cost_row(redundancy: Redundancy) -> Sequence[object]:
 
 
 def _rule_row(candidate: Candidate) -> Sequence[object]:
-    accepted = "fits" if candidate.holds == 1 else "fits, but for ties of even groups"
     return (
         candidate.group_size,
         candidate.inner if candidate.buckets else "",
@@ -177,7 +176,7 @@ def _rule_row(candidate: Candidate) -> Sequence[object]:
         candidate.outer,
         "-" if candidate.stands is None else candidate.stands,
         percent(candidate.holds),
-        accepted if candidate.fits else candidate.reason,
+        "fits" if candidate.fits else candidate.reason,
     )
 
 

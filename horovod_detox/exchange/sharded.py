@@ -36,7 +36,7 @@ import numpy as np
 
 from horovod_detox.exchange.cut import Part, cut
 from horovod_detox.exchange.part import SentPart, VotedPart, conclude
-from horovod_detox.exchange.step import Outcome, Step, rule_for
+from horovod_detox.exchange.step import NoMajority, Outcome, Step, rule_for
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import Verdict, merge
 
@@ -54,6 +54,9 @@ class Sharded:
         parts: of the copy.
         on_update: is called with the number of each part whose words of the update are there, more
             than once if they had to be computed again.
+
+    Attributes:
+        step: what this rank brings.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Sharded:
         parts: Sequence[Part],
         on_update: Callable[[int], None] = lambda part: None,
     ) -> None:
-        self._step, self._parts, self._on_update = step, parts, on_update
+        self.step, self._parts, self._on_update = step, parts, on_update
         self._sent: dict[int, SentPart] = {}
         self._voted: dict[int, VotedPart] = {}
         self._digests: dict[int, np.ndarray] = {}
@@ -70,7 +73,7 @@ class Sharded:
     def send(self, part: int) -> None:
         """Let the fingerprints and slices of a part be on their way; its words are final."""
         if part not in self._sent:
-            self._sent[part] = SentPart(self._step, self._parts[part])
+            self._sent[part] = SentPart(self.step, self._parts[part])
 
     def advance(self) -> None:
         """Go on with the parts that were sent, without waiting for another rank."""
@@ -91,11 +94,20 @@ class Sharded:
         for part in every:
             self._vote(part)
             self.advance()
+        try:
+            return self._conclude(every)
+        except NoMajority:
+            for part in self._voted.values():
+                part.receive()  # what is under way, so that the next exchange may begin
+            raise
+
+    def _conclude(self, every: range) -> Outcome:
+        """Return the outcome, now that all votes are known."""
         parts = [self._voted[part] for part in every]
         verdict = merge([part.verdict for part in parts])
         in_parts = {group for part in parts for group in part.non_finite}
         non_finite = tuple(group for group in verdict.winners if group in in_parts)
-        rule = rule_for(self._step.plan, verdict, non_finite)
+        rule = rule_for(self.step.plan, verdict, non_finite)
         kept = tuple(group for group in verdict.winners if group not in non_finite)
         needs_all = rule is not None and rule.uses_gram
         for together in [every] if needs_all else [[part] for part in every]:
@@ -105,12 +117,12 @@ class Sharded:
         accused = {rank for part in parts for rank, _ in part.accused}
         wrong = {rank for part in parts for rank in part.wrong}
         return Outcome(
-            self._step.update,
-            _accuse(self._step.plan.groups, verdict, accused),
+            self.step.update,
+            _accuse(self.step.plan.groups, verdict, accused),
             non_finite,
             tuple(sorted(wrong)),
             {words: means for part in parts for words, means in part.means.items()},
-            self._step.fingerprints.of_each(
+            self.step.fingerprints.of_each(
                 [np.concatenate([self._digests[part] for part in every])], [0]
             )[0],
         )

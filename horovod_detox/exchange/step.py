@@ -1,5 +1,6 @@
 """What an exchange is given and returns, and the one place that decides when there is no update."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -23,6 +24,7 @@ class Plan(Protocol):
     def groups(self) -> Groups: ...
     @property
     def rule(self) -> Hierarchy: ...
+    def rule_without(self, silenced: Collection[int]) -> Hierarchy: ...
     @property
     def tolerance(self) -> float: ...
     @property
@@ -92,6 +94,21 @@ class Step:
         )
 
 
+class NoMajority(RuntimeError):
+    """Too many groups lost their majority for an update to be computed.
+
+    Attributes:
+        verdict: the votes, as far as they are known.
+        non_finite: the groups whose vote held NaN or infinity.
+    """
+
+    def __init__(
+        self, text: str, verdict: Verdict | None = None, non_finite: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(text)
+        self.verdict, self.non_finite = verdict, non_finite
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of one exchange.
@@ -104,6 +121,7 @@ class Outcome:
             computed it, ascending.
         means: with momentum, those that this rank computed.
         digest: `(2,)` of int64, of the update, if the exchange took it; the same on every rank.
+        failure: why the update is zero and the step to be skipped; None: it is not.
     """
 
     update: Words
@@ -112,6 +130,7 @@ class Outcome:
     miscalculators: tuple[int, ...] = ()
     means: Means = field(default_factory=dict)
     digest: np.ndarray | None = None
+    failure: NoMajority | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -131,28 +150,27 @@ class Exchange(Protocol):
         ...
 
 
-class NoMajority(RuntimeError):
-    """Too many groups lost their majority for an update to be computed."""
-
-
 def rule_for(plan: Plan, verdict: Verdict, non_finite: tuple[int, ...]) -> Aggregator | None:
     """Return the rule fitted to the finite votes of this step; None: the update is not finite.
 
-    Abstaining groups are left out. Non-finite votes are left out too, unless more than half of
-    the votes are: then so is the update, and AMP's GradScaler skips the step as usual.
+    Abstaining groups are left out, which lowers no f that was declared. Non-finite votes are left
+    out too, unless more than half of the votes are: then so is the update, and AMP's GradScaler
+    skips the step as usual.
 
     Raises:
         NoMajority: when what is left is too little for the rule.
     """
     votes = len(verdict.winners)
     if not votes:
-        raise NoMajority(_explain(plan, verdict, "every group lost its majority"))
+        reason = "every group lost its majority"
+        raise NoMajority(_explain(plan, verdict, reason), verdict, non_finite)
     if 2 * len(non_finite) > votes:
         return None
     try:
-        return plan.rule.fit(votes - len(non_finite))
+        return plan.rule_without(verdict.abstentions).fit(votes - len(non_finite))
     except TooFewVotes as error:
-        raise NoMajority(_explain(plan, verdict, str(error))) from None
+        text = _explain(plan, verdict, str(error))
+        raise NoMajority(text, verdict, non_finite) from None
 
 
 def _explain(plan: Plan, verdict: Verdict, reason: str) -> str:

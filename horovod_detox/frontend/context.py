@@ -4,12 +4,11 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from horovod_detox.arrays import host_kernels
+from horovod_detox.arrays import compilation
 from horovod_detox.attacks import Attack
 from horovod_detox.config import Detox, Plan
 from horovod_detox.determinism.conditions import Conditions
@@ -200,18 +199,21 @@ class Engines:
         self._first_step = first_step
 
     def make_for_losses(self) -> Engine:
-        """Make an engine for losses, of which only those of this step count: without momentum."""
-        plan = replace(self.plan, config=replace(self.plan.config, momentum=0.0))
+        """Make an engine for losses: the median of the groups' votes, whatever gradients go by."""
+        given, groups = self.plan.config, self.plan.groups
+        config = Detox(given.group_size, timeout=given.timeout, tolerance=given.tolerance)
+        plan = Plan(config, groups, config.fit(groups), config.hierarchy())
         return Engine(plan, self._collectives("loss"), self._ledger)
 
     def make_for_gradients(
-        self, name: str = "gradients", factor: float = 1
+        self, name: str = "gradients", factor: float = 1, skips: bool = False
     ) -> "Engine | DrilledEngine":
         """Make an engine that corrupts the copies of faulty ranks, if this is a drill.
 
         Args:
             name: tells the engines of one optimizer apart.
             factor: what the update will be multiplied by, the same on every rank.
+            skips: as of `Engine`.
         """
         engine = Engine(
             self.plan,
@@ -219,6 +221,7 @@ class Engines:
             self._ledger,
             self._first_step(),
             f"times {factor}",
+            skips,
         )
         if self._attack is None:
             return engine
@@ -232,6 +235,6 @@ def prepare_kernels(collectives: Collectives, is_first_of_host: bool) -> None:
     """
     for turn in (collectives.rank == 0, is_first_of_host):
         if turn:
-            host_kernels.prepare()
+            compilation.prepare()
         collectives.allgather("kernels", np.zeros(1, np.int64)).wait()
-    host_kernels.prepare()
+    compilation.prepare()

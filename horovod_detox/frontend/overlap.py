@@ -99,10 +99,11 @@ class Overlap:
     def _end(self, is_wanted: bool) -> Outcome:
         under_way, place = self._begun(), self._packing.place()
         self._under_way = None
-        finish = partial(under_way.finish, is_wanted, place)
-        return self._engine.finish(
-            lambda: self._driver.call(finish), self._packing.copy, self._packing.layout
-        )
+        finish, packing = partial(under_way.finish, is_wanted, place), self._packing
+        outcome = self._engine.finish(under_way.sharded, lambda: self._driver.call(finish))
+        if outcome.failure is not None and is_wanted:
+            packing.unpack(packing.update, self._factor, range(len(packing.parameters)))
+        return outcome
 
 
 class _UnderWay:

@@ -21,6 +21,7 @@ CHOICES: dict[str, Collection[str]] = {
     "device": ("auto", "cpu", "cuda"),
 }
 OF_A_REAL_JOB = (
+    "max_skipped_steps",
     "fingerprint",
     "exchange",
     "one_round_bytes",

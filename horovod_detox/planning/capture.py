@@ -53,7 +53,8 @@ def stands(detox: Detox, groups: Groups, lost: Lost) -> bool:
     captured, ties = lost
     votes = len(groups) - ties
     try:
-        return captured <= detox.fit(groups).fit(votes).max_f(votes)
+        detox.fit(groups)
+        return captured <= detox.hierarchy().prepared(votes).max_f(votes)
     except ValueError:  # TooFewVotes is one
         return False
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from horovod_detox.config import Detox, faulty_votes
+from horovod_detox.config import Detox
 from horovod_detox.planning.capture import Lost, lost_at_random, stands, worst_host
+from horovod_detox.vote.capture import faulty_votes
 from horovod_detox.vote.groups import Groups, form_groups
 
 GROUP_SIZES = (1, 3, 5, 7)
@@ -120,8 +121,7 @@ class Candidate:
         fits: whether Detox accepts q for them.
         reason: why not, in the rule's words; empty if it does.
         stands: captured groups that the rules stand; None: they do not work on so few votes.
-        holds: the probability that they stand what q ranks at random places capture. Less than 1
-            in spite of `fits` where ties of even groups leave too few votes.
+        holds: the probability that they stand what q ranks at random places capture and tie.
     """
 
     group_size: int
@@ -264,7 +264,7 @@ def _choices(job: Job, group_size: int, groups: Groups) -> list[Detox]:
     rules = PLAIN_RULES if group_size == 1 else VOTED_RULES
     candidates = [replace(rule, group_size=group_size) for rule in rules]
     # The fewest buckets of which f captured votes cannot capture half.
-    buckets = 2 * faulty_votes(job.byzantine, groups.smallest) + 1
+    buckets = 2 * faulty_votes(job.byzantine, groups) + 1
     if group_size > 1 and 1 < buckets < len(groups):
         candidates.append(Detox(group_size, outer="median", buckets=buckets))
     return candidates

@@ -32,6 +32,9 @@ class GradientExchange:
         sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
         scale_local_gradients: divide the gradients of local variables by the number of groups.
 
+    Attributes:
+        is_skipped: whether the latest update is to be skipped, a tensor; None: it cannot be.
+
     Raises:
         ValueError: when the rule needs more than the compression sends.
     """
@@ -53,6 +56,7 @@ class GradientExchange:
         self._engine_of = engine_of
         self._local: set[Any] = set()
         self._factor = reduction.factor(groups)
+        self.is_skipped: Any = None
         self._local_factor = 1 / groups if scale_local_gradients else 1.0
 
     def register_local(self, variable: Any) -> None:
@@ -89,7 +93,7 @@ class GradientExchange:
                     refuse_sparse(name)
         packing = packing_of(list(zip(names, dense, strict=True)), self._compression)
         engine = self._engine_of(packing.layout)
-        update = _exchange(engine, packing.pack(), packing.layout)
+        update, self.is_skipped = _exchange(engine, packing.pack(), packing.layout)
         for i, tensor in zip(shared, packing.unpack(update), strict=True):
             sparse = isinstance(gradients[i], tf.IndexedSlices)
             as_dense = self._sparse_as_dense or not sparse
@@ -107,19 +111,25 @@ def scaled(gradient: Any, factor: float) -> Any:
     return gradient * tf.cast(factor, gradient.dtype)
 
 
-def _exchange(engine: Engine | DrilledEngine, words: tf.Tensor, layout: Layout) -> tf.Tensor:
-    """Turn the words of this rank's copy into those of the update."""
+def _exchange(
+    engine: Engine | DrilledEngine, words: tf.Tensor, layout: Layout
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Turn the words of this rank's copy into those of the update; say if it is to be skipped."""
+
+    def exchange(copy: np.ndarray) -> tuple[np.ndarray, Any]:
+        outcome = engine.exchange(copy, layout)
+        return outcome.update, np.bool_(outcome.failure is not None)
+
     if tf.executing_eagerly():
-        return like(words, engine.exchange(np.asarray(words), layout).update)
+        update, is_skipped = exchange(np.asarray(words))
+        return like(words, update), tf.constant(is_skipped)
     _refuse_compilation()
-    update = tf.numpy_function(
-        lambda copy: engine.exchange(copy, layout).update,
-        [words],
-        tf.int64,
-        name="horovod_detox_needs_jit_compile_False",
+    update, is_skipped = tf.numpy_function(
+        exchange, [words], (tf.int64, tf.bool), name="horovod_detox_needs_jit_compile_False"
     )
     update.set_shape(words.shape)
-    return update
+    is_skipped.set_shape(())
+    return update, is_skipped
 
 
 def name_of(variable: Any, position: int) -> str:

@@ -1,6 +1,7 @@
 """Keras 3's optimizers with DETOX between the gradients and the step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -68,7 +69,8 @@ def DistributedOptimizer(
     )
     engines = context.engines(process_set, attack)
     factor = reduction.factor(len(engines.plan.groups)) if engines else 1
-    engine = engines.make_for_gradients(factor=factor) if engines else None
+    is_keras = not isinstance(optimizer, tf.compat.v1.train.Optimizer)
+    engine = engines.make_for_gradients(factor=factor, skips=is_keras) if engines else None
     exchange = GradientExchange(
         reduction,
         engines.plan if engines else None,
@@ -76,7 +78,7 @@ def DistributedOptimizer(
         sparse_as_dense=sparse_as_dense,
         scale_local_gradients=scale_local_gradients,
     )
-    if isinstance(optimizer, tf.compat.v1.train.Optimizer):
+    if not is_keras:
         return _distribute_v1(optimizer, exchange, backward_passes_per_step)
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
     _check_keras(inner)
@@ -112,7 +114,8 @@ class KerasGradients:
     """The place between a Keras optimizer's gradients and its step, taken over for the exchange.
 
     The class of the optimizer stays what it is: two methods of this one instance are replaced, the
-    last that see the gradients before and after Keras has accumulated them, and before it clips.
+    last that see the gradients before and after Keras has accumulated them, and before it clips;
+    and those that change weights and state, which do nothing where a step is to be skipped.
 
     Args:
         optimizer: of Keras 3; not a LossScaleOptimizer.
@@ -131,6 +134,11 @@ class KerasGradients:
         self._apply = optimizer._backend_apply_gradients
         optimizer._clip_gradients = self._exchange_and_clip
         optimizer._backend_apply_gradients = self._note_variables
+        for name in ("_apply_weight_decay", "_backend_update_step"):
+            setattr(optimizer, name, self._unless_skipped(getattr(optimizer, name)))
+        average = optimizer._update_model_variables_moving_average
+        if not optimizer.gradient_accumulation_steps:
+            optimizer._update_model_variables_moving_average = self._unless_skipped(average)
 
     def exchange_before_scaling(self, scaler: Any, gradients: Any, variables: Any) -> list[Any]:
         """Return the update for a LossScaleOptimizer, which takes it to be its gradients."""
@@ -155,6 +163,22 @@ class KerasGradients:
                 "they are exchanged: use DistributedGradientTape with this optimizer, or the "
                 "version of Keras that this package was tested with"
             )
+        is_skipped = self._exchange.is_skipped
+        if is_skipped is not None and not self._optimizer.gradient_accumulation_steps:
+            iterations = self._optimizer.iterations  # Keras counts the step
+            iterations.assign_sub(tf.cast(is_skipped, iterations.dtype))
+
+    def _unless_skipped(self, change: Callable[..., None]) -> Callable[..., None]:
+        """Return what makes a change, unless the latest update is to be skipped."""
+
+        def change_or_not(*args: Any) -> None:
+            is_skipped = self._exchange.is_skipped
+            if is_skipped is None:
+                change(*args)
+            else:
+                tf.cond(is_skipped, lambda: None, lambda: change(*args) and None)
+
+        return change_or_not
 
     def _exchange_and_clip(self, gradients: Any) -> Any:
         self._passed = True

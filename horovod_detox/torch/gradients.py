@@ -8,6 +8,7 @@ import torch
 
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
+from horovod_detox.exchange.step import NoMajority
 from horovod_detox.frontend.context import Engines
 from horovod_detox.frontend.overlap import Overlap
 from horovod_detox.packing.layout import Layout
@@ -57,7 +58,8 @@ class GradientExchange:
     ) -> None:
         self.number = next(_numbers)
         self._engines = engines
-        self._engine = engines.make_for_gradients(factor=factor)
+        self._engine = engines.make_for_gradients(factor=factor, skips=True)
+        self._failure: NoMajority | None = None
         self._loss_engine: Engine | None = None
         self._named_parameters = named_parameters
         self._compression = compression
@@ -117,6 +119,11 @@ class GradientExchange:
         """
         return any(delay <= 0 for delay in self._delays.values()) and not self._to_be_skipped
 
+    def take_failure(self) -> NoMajority | None:
+        """Return why the step after the latest exchange is to be skipped, once; None: it is not."""
+        failure, self._failure = self._failure, None
+        return failure
+
     def synchronize(self) -> None:
         """Replace the gradients by the update, unless that was done in the backward pass."""
         if not self._exchanged:
@@ -149,6 +156,7 @@ class GradientExchange:
             outcome = self._engine.exchange(self._packing.pack(), layout, self._packing.update)
             self._packing.unpack(outcome.update, self._factor)
         self._exchanged = True
+        self._failure = outcome.failure
         self._to_be_skipped = not outcome.is_finite
 
     def _overlap_of(self, packing: Packing | SignPacking) -> Overlap | None:

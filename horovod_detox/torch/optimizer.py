@@ -156,10 +156,17 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             self._should_synchronize = True
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Exchange the gradients and step; with a closure, whenever it computes gradients."""
+        """Exchange the gradients and step; with a closure, whenever it computes gradients.
+
+        Where there is no update, as too many groups lost their majority, no rank steps.
+        """
         self._base._opt_called = True  # for schedulers that were made before the wrap
         if closure is not None:
-            return super(self.__class__, self).step(lambda: self._evaluate(closure))
+            before = self._versions()
+            try:
+                return super(self.__class__, self).step(lambda: self._evaluate(closure, before))
+            except _SkippedStep as skipped:
+                return skipped.loss
         if self._should_synchronize:
             if self._synchronized and (self._exchange is None or not self._exchange.started):
                 warnings.warn(
@@ -173,6 +180,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         elif self._exchange is not None:
             self._exchange.reset()
         self._synchronized = False
+        if self._exchange is not None and self._exchange.take_failure():
+            return None
         return super(self.__class__, self).step()
 
     step.hooked = True  # type: ignore[attr-defined]  # the base's step runs the step hooks
@@ -187,14 +196,39 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             )
         super(self.__class__, self).zero_grad(*args, **kwargs)
 
-    def _evaluate(self, closure: Callable[[], Any]) -> Any:
-        """Run a closure; all ranks see the same gradients and the same loss."""
+    def _evaluate(self, closure: Callable[[], Any], before: list[int]) -> Any:
+        """Run a closure; all ranks see the same gradients and the same loss.
+
+        Raises:
+            _SkippedStep: when there is no update, and the step has not changed anything yet.
+            NoMajority: when it has, as in a line search.
+        """
         loss = closure()
         if self._exchange is None:
             return loss
         if self._should_synchronize:
             self._exchange.synchronize()
+        if failure := self._exchange.take_failure():
+            if self._versions() != before:
+                raise failure
+            raise _SkippedStep(loss)
         return self._exchange.agree_on(loss)
+
+    def _versions(self) -> list[int]:
+        """Return how often each parameter was written to."""
+        return [p._version for group in self.param_groups for p in group["params"]]
+
+
+class _SkippedStep(Exception):
+    """Leaves an optimizer's step before it changes anything.
+
+    Attributes:
+        loss: what the closure returned on this rank.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__("no update")
+        self.loss = loss
 
 
 def _names(

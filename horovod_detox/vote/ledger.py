@@ -62,6 +62,7 @@ class FaultReport:
 
     Attributes:
         steps: number of exchanges.
+        skipped: how many of them had no update, so that no rank stepped.
         dissents: number of steps in which each rank dissented; honest ranks are absent.
         abstentions: number of steps in which each group abstained.
         non_finite: number of steps in which each group's vote was not finite.
@@ -72,6 +73,7 @@ class FaultReport:
     """
 
     steps: int = 0
+    skipped: int = 0
     dissents: dict[int, int] = field(default_factory=dict)
     abstentions: dict[int, int] = field(default_factory=dict)
     non_finite: dict[int, int] = field(default_factory=dict)
@@ -90,7 +92,8 @@ class FaultReport:
         found += [f"group {group} abstained in {n}" for group, n in self.abstentions.items()]
         found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
         found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
-        return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps"
+        skipped = f", {self.skipped} of them skipped" if self.skipped else ""
+        return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps{skipped}"
 
     def to_json(self) -> str:
         """Serialise the report, events included."""
@@ -146,7 +149,7 @@ class Ledger:
         self._ranks = ranks or range(groups.world_size)
         self._hosts = dict(zip(self._ranks, hosts, strict=True)) if hosts else {}
         self._members = [self._named(members) for members in groups.members]
-        self._steps = 0
+        self._steps = self._skipped = 0
         self._totals = {kind: Counter() for kind in KINDS}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._callbacks: list[Callable[[Event], None]] = []
@@ -176,11 +179,18 @@ class Ledger:
             culprit = self._named([rank])
             self._enter(step, MISCALCULATION, self._groups.of(rank), culprit, culprit)
 
+    def skip(self, warning: str) -> None:
+        """Note that the step which was recorded last had no update; warn of the first."""
+        if self._logs and not self._skipped:
+            log.warning("%s", warning)
+        self._skipped += 1
+
     def report(self) -> FaultReport:
         """Return the account so far."""
         totals = {kind: dict(sorted(count.items())) for kind, count in self._totals.items()}
         return FaultReport(
             steps=self._steps,
+            skipped=self._skipped,
             dissents=totals[DISSENT],
             abstentions=totals[ABSTENTION],
             non_finite=totals[NON_FINITE],

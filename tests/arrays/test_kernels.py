@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_detox.aggregators import by_name
-from horovod_detox.arrays import host_kernels
+from horovod_detox.arrays import compilation, host_kernels
 from horovod_detox.arrays.blocks import for_blocks
 from horovod_detox.arrays.networks import network
 from horovod_detox.exchange.cluster import InProcessCluster
@@ -172,7 +172,7 @@ def test_rows_that_kernels_would_misread_are_refused():
 def test_compilation_is_announced_and_happens_once(tmp_path):
     """The compiled code is kept on disk: a second process says nothing and compiles nothing."""
     code = (
-        "from horovod_detox.arrays import host_kernels; host_kernels.prepare();"
+        "from horovod_detox.arrays import compilation, host_kernels; compilation.prepare();"
         "print(sum(host_kernels._trimmed_mean.stats.cache_misses.values()))"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -200,7 +200,7 @@ def test_one_rank_compiles_for_hosts_that_share_a_folder_and_one_of_each_for_oth
         mine.rank = collectives.rank
         prepare_kernels(collectives, is_first_of_host=collectives.rank % 2 == 0)
 
-    monkeypatch.setattr(host_kernels, "prepare", prepare)
+    monkeypatch.setattr(compilation, "prepare", prepare)
     InProcessCluster(6).run(program)
     assert ready[0] == 0
     assert sorted(ready[1:4]) == [0, 2, 4]

@@ -37,7 +37,7 @@ def machine(monkeypatch):
         "horovod.tensorflow": module(**controllers),
     }
     monkeypatch.setattr(installation, "import_module", modules.__getitem__)
-    monkeypatch.setattr(installation.host_kernels, "prepare", lambda: None)
+    monkeypatch.setattr(installation.compilation, "prepare", lambda: None)
     monkeypatch.setattr(installation.shutil, "which", lambda *_, **__: "/bin/horovodrun")
     monkeypatch.setattr(installation.socket, "getaddrinfo", lambda *_: [])
     monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
@@ -102,7 +102,7 @@ def raising(error):
         ),
         (
             lambda m, patch: patch.setattr(
-                installation.host_kernels, "prepare", raising(RuntimeError("no compiler"))
+                installation.compilation, "prepare", raising(RuntimeError("no compiler"))
             ),
             "the column kernels do not compile: RuntimeError: no compiler\n         install",
         ),

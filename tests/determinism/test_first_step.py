@@ -55,7 +55,7 @@ def job(copies, detox=WAYS["sharded"], threads=(), attack=None, steps=1, **optio
                     outcome = sender.exchange(copies[rank], LAYOUT)
                 else:
                     under_way = engine.begin(copies[rank], LAYOUT, np.empty_like(copies[rank]))
-                    outcome = engine.finish(under_way.finish, copies[rank], LAYOUT)
+                    outcome = engine.finish(under_way)
                 result = LAYOUT.typed(outcome.update)[0]
         except NoMajority as error:
             result = error

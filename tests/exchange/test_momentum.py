@@ -82,7 +82,7 @@ def exchanged(detox, steps, seam=lambda collectives: collectives, wrong=()):
                         copy[part.start : part.stop] = words[part.start : part.stop]
                         under_way.send(number)
                         under_way.advance()
-                    outcome = engine.finish(under_way.finish, copy, layout)
+                    outcome = engine.finish(under_way)
                 else:
                     copy[:] = words
                     outcome = engine.exchange(copy, layout, update)

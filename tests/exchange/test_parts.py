@@ -40,7 +40,7 @@ def exchange_in_parts(detox, copies, order=None, seam=lambda collectives: collec
                 under_way.send(part)
                 under_way.advance()
             copy[:] = words
-            outcome = engine.finish(under_way.finish, copy, layout)
+            outcome = engine.finish(under_way)
         return outcome, engine.ledger.report(), count
 
     return InProcessCluster(len(copies)).run(program)
@@ -132,7 +132,7 @@ def test_a_part_is_aggregated_before_the_last_is_known():
         under_way.advance()
         collectives.allgather("all have gone on", np.zeros(1)).wait()
         early = list(calls)
-        engine.finish(under_way.finish, copy, layout)
+        engine.finish(under_way)
         return early
 
     early = InProcessCluster(6).run(program)[0]

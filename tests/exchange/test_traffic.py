@@ -150,7 +150,7 @@ def test_an_ordinary_exchange_takes_no_operation_for_control(fields, operations,
             copy = layout.pack([np.full(1200, float(mine))])
             if len(engine.parts(layout)) > 1:
                 under_way = engine.begin(copy, layout, np.empty_like(copy))
-                engine.finish(under_way.finish, copy, layout)
+                engine.finish(under_way)
             else:
                 engine.exchange(copy, layout)
         return [call.name for call in traffic.calls]

@@ -28,6 +28,7 @@ OTHER_THAN_DEFAULT = {
     "momentum": "0.5",
     "placement": "packed",
     "fingerprint": "blake3",
+    "max_skipped_steps": "3",
     "exchange": "sharded",
     "one_round_bytes": "0",
     "overlap_bytes": "7",

@@ -32,7 +32,9 @@ def test_what_the_package_imports_is_a_dependency():
     core = {*modules()} - WITH_A_FRAMEWORK - below((*FRONTENDS, LAB), modules())
     packages = set().union(*(needed(modules()[name]) for name in core))
     declared = {re.split(r"[<>=]", each)[0] for each in PROJECT["dependencies"]}
-    assert packages - {"torch", "tensorflow", "keras", "horovod"} == declared
+    optional = {"blake3"}
+    assert optional <= PROJECT["optional-dependencies"].keys()
+    assert packages - {"torch", "tensorflow", "keras", "horovod"} - optional == declared
 
 
 def test_measuring_tools_are_not_in_the_wheel():
