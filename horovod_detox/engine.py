@@ -1,6 +1,7 @@
 """One exchange after another: what the frontends call, and the way of one step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
 from horovod_detox.vote.fingerprint import Fingerprints
-from horovod_detox.vote.ledger import Ledger
+from horovod_detox.vote.ledger import DIVERGENCE, Ledger
 from horovod_detox.vote.majority import Verdict
 
 
@@ -95,7 +96,7 @@ class Engine:
         most, parts = self.plan.config.overlap_bytes, 1
         if self._exchange_name(layout) == "sharded" and most > 0:
             parts = -(-layout.words * WORD // most)
-        return cut(layout.words, self._collectives.size, parts)
+        return cut(layout.words, self._collectives.size, parts, self.history.unreliable())
 
     def begin(
         self,
@@ -159,12 +160,16 @@ class Engine:
         if digest is None:
             digest = step.fingerprints.of(outcome.update, [(0, layout.words)])[0]
         self._digest = digest
+        if step.control.diverged:
+            named = {**outcome.named, DIVERGENCE: step.control.diverged}
+            outcome = replace(outcome, named=named)
         return self.history.record(outcome, layout)
 
     def _skip(self, failure: NoMajority, step: Step) -> Outcome:
         """Return the outcome of a step without an update, if it is to be skipped."""
         self._digest = np.zeros(WORDS, dtype=np.int64)
-        self.history.skip(failure, self.plan.config.max_skipped_steps if self._skips else 0)
+        most = self.plan.config.max_skipped_steps if self._skips else 0
+        self.history.skip(failure, most, {DIVERGENCE: step.control.diverged})
         step.update[:] = 0
         verdict = failure.verdict or Verdict(())
         return Outcome(step.update, verdict, failure.non_finite, failure=failure)

@@ -1,6 +1,6 @@
 """What a job carries from exchange to exchange."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from horovod_detox.arrays.namespaces import Words, namespace, view
@@ -8,8 +8,9 @@ from horovod_detox.config import Plan
 from horovod_detox.exchange.momentum import Means, Momentum, updated
 from horovod_detox.exchange.step import Memory, NoMajority, Outcome
 from horovod_detox.packing.layout import Layout
-from horovod_detox.vote.ledger import Ledger
+from horovod_detox.vote.ledger import DIVERGENCE, RECEPTION, Ledger
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.suspicion import Pair
 
 DISTRUSTED_STEPS = 1000
 """A rank that dissented is not relied upon for so many steps."""
@@ -35,6 +36,8 @@ class History:
         self._previous: Words | None = None
         self._means: Means = {}
         self._last_dissent: dict[int, int] = {}
+        self._last_unreliable: dict[int, int] = {}
+        self._last_suspects: dict[Pair, int] = {}
 
     def plan_now(self) -> Plan:
         """Return the plan with the rule of this step."""
@@ -48,14 +51,23 @@ class History:
         """
         if layout != self._layout and layout.buffers.signs:
             self.plan.check_signs()
-        lately = self.step - DISTRUSTED_STEPS
-        distrusted = frozenset(rank for rank, step in self._last_dissent.items() if step >= lately)
+        suspects = self._lately(self._last_suspects)
+        distrusted = self._lately(self._last_dissent) | {sender for sender, _ in suspects}
         previous, means = self._previous, self._means
         if layout != self._layout:
             previous, means = None, {}
         beta = self.plan.config.momentum
         momentum = Momentum(beta, means, (0, layout.words)) if beta else None
-        return Memory(previous, distrusted, momentum)
+        return Memory(previous, distrusted, self.unreliable(), suspects, momentum)
+
+    def unreliable(self) -> frozenset[int]:
+        """Return the ranks that own no slice, as they lately received badly or diverged."""
+        return self._lately(self._last_unreliable)
+
+    def _lately(self, last: Mapping[Any, int]) -> frozenset[Any]:
+        """Return what happened in one of the latest `DISTRUSTED_STEPS`, given when it last did."""
+        first = self.step - DISTRUSTED_STEPS
+        return frozenset(key for key, step in last.items() if step >= first)
 
     def record(self, outcome: Outcome, layout: Layout) -> Outcome:
         """Take down the outcome of the exchange that was given the latest `memory`.
@@ -63,7 +75,7 @@ class History:
         Of its update, which its receiver may write to, a copy is kept. One that is not finite
         leaves no trace but in the ledger.
         """
-        self._enter(outcome.verdict, outcome.non_finite, outcome.miscalculators)
+        self._enter(outcome.verdict, outcome.non_finite, outcome.named, outcome.suspects)
         self.skipped = 0
         if layout != self._layout:
             self._layout, self._previous, self._means = layout, None, {}
@@ -73,18 +85,19 @@ class History:
             self._means = updated(self._means, outcome.means)
         return outcome
 
-    def skip(self, failure: NoMajority, most: int) -> None:
+    def skip(self, failure: NoMajority, most: int, named: Mapping[str, Sequence[int]]) -> None:
         """Take down a step without an update, which leaves no trace but in the ledger.
 
         Args:
             failure: why there is none.
             most: so many steps in a row may be skipped.
+            named: as of an outcome.
 
         Raises:
             NoMajority: when so many were skipped before.
         """
         step = self.step
-        self._enter(failure.verdict or Verdict(()), failure.non_finite)
+        self._enter(failure.verdict or Verdict(()), failure.non_finite, named)
         if not most:
             raise failure
         if self.skipped >= most:
@@ -101,10 +114,17 @@ class History:
         )
 
     def _enter(
-        self, verdict: Verdict, non_finite: tuple[int, ...], miscalculators: tuple[int, ...] = ()
+        self,
+        verdict: Verdict,
+        non_finite: tuple[int, ...],
+        named: Mapping[str, Sequence[int]],
+        suspects: Collection[Pair] = (),
     ) -> None:
         """Note in the ledger what was found in a step, and whom to distrust; count the step."""
-        self.ledger.record(self.step, verdict, non_finite, miscalculators)
+        self.ledger.record(self.step, verdict, non_finite, named, suspects)
+        for kind in (RECEPTION, DIVERGENCE):
+            self._last_unreliable |= dict.fromkeys(named.get(kind, ()), self.step)
+        self._last_suspects |= dict.fromkeys(suspects, self.step)
         self._last_dissent |= dict.fromkeys(verdict.dissenters, self.step)
         self.step += 1
 

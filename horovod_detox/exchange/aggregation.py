@@ -205,6 +205,8 @@ def _write(words: Words, part: Columns, numbers: Vector | None) -> None:
 
 def _grams(values: Rows, reference: Vector | None, widths: Sequence[int]) -> np.ndarray:
     """Return the Gram matrix of every block of columns: n times `(d,)` -> `(blocks, m, m)`."""
+    if not widths:
+        return np.empty((0, len(values) + 1, len(values) + 1))
     stops = np.cumsum(widths).tolist()
     return np.stack(
         [

@@ -43,6 +43,9 @@ class Control:
         layout: of the copy.
         update: `(2,)` of int64, the digest of the latest update.
         settings: two words, the digest of the settings.
+
+    Attributes:
+        diverged: the ranks that hold another update of the exchange before than most, ascending.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Control:
     ) -> None:
         self._collectives = collectives
         self._layout = layout
+        self.diverged: tuple[int, ...] = ()
         self._record = np.array([(step, layout.digest, update, settings, 0)], RECORD)
 
     def introduce(self) -> bytes:
@@ -102,11 +106,15 @@ class Control:
                 "the others: give every rank the same settings and arguments"
             )
         if _differ(records["update"]):
-            step = records["step"][0] - 1
-            raise RanksDisagree(
-                f"ranks {_minority(records['update'])} computed another update than the others in "
-                f"step {step}: the aggregation is not deterministic across these machines"
-            )
+            self.diverged = tuple(_minority(records["update"]))
+            if 2 * len(self.diverged) >= len(records):
+                step = records["step"][0] - 1
+                raise RanksDisagree(
+                    f"no update of step {step} is that of most ranks (not of {self.diverged}): the "
+                    "aggregation is not deterministic across these machines"
+                )
+        if not records["flags"].any():
+            return
         odd = np.flatnonzero(records["flags"]).tolist()
         raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
 

@@ -5,7 +5,7 @@ follow from the size of the copy and the number of ranks alone, so that no bit o
 on the parts in which the copy travels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from horovod_detox.vote.fingerprint import slice_bounds
@@ -59,10 +59,11 @@ class Part:
         return [(start - first, stop - first) for start, stop in self.blocks[s]]
 
 
-def cut(words: int, ranks: int, parts: int = 1) -> list[Part]:
+def cut(words: int, ranks: int, parts: int = 1, without: Collection[int] = ()) -> list[Part]:
     """Cut a copy for p ranks into equal parts, at least so many, or as many as it can be.
 
-    Their number is a power of two.
+    Their number is a power of two. Neither parts nor blocks depend on `without`, the ranks whose
+    slices are empty, since nothing is to be left to them; of all ranks it would be no restriction.
 
     >>> [part.slices for part in cut(10, 2, parts=4)]
     [[(0, 5), (5, 10)]]
@@ -70,7 +71,10 @@ def cut(words: int, ranks: int, parts: int = 1) -> list[Part]:
     [(0, 0, 32768), (1, 32768, 65536)]
     >>> cut(65536, 2)[0].blocks[0]
     [(0, 8192), (8192, 16384), (16384, 24576), (24576, 32768)]
+    >>> cut(9, 3, without=[1])[0].slices
+    [(0, 6), (6, 6), (6, 9)]
     """
+    owners = [rank for rank in range(ranks) if rank not in without] or list(range(ranks))
     per_rank = 1
     while 2 * per_rank <= MOST_BLOCKS and words >= 2 * per_rank * ranks * BLOCK:
         per_rank *= 2
@@ -78,9 +82,20 @@ def cut(words: int, ranks: int, parts: int = 1) -> list[Part]:
     while per_slice > 1 and per_rank < parts * per_slice:
         per_slice //= 2
     blocks = slice_bounds(words, ranks * per_rank)
-    runs = [blocks[i : i + per_slice] for i in range(0, len(blocks), per_slice)]
-    slices = [(run[0][0], run[-1][1]) for run in runs]
+    per_part = ranks * per_slice
     return [
-        Part(number, slices[i : i + ranks], runs[i : i + ranks])
-        for number, i in enumerate(range(0, len(runs), ranks))
+        _part(number, blocks[i : i + per_part], ranks, owners)
+        for number, i in enumerate(range(0, len(blocks), per_part))
     ]
+
+
+def _part(number: int, blocks: Sequence[Bounds], ranks: int, owners: Sequence[int]) -> Part:
+    """Deal the blocks of a part to their owners, in order; the slices of all others are empty."""
+    runs: list[Sequence[Bounds]] = [[]] * ranks
+    for owner, share in zip(owners, slice_bounds(len(blocks), len(owners)), strict=True):
+        runs[owner] = blocks[slice(*share)]
+    slices, stop = [], blocks[0][0]
+    for run in runs:
+        slices.append((run[0][0], run[-1][1]) if run else (stop, stop))
+        stop = slices[-1][1]
+    return Part(number, slices, runs)

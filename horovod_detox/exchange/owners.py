@@ -9,6 +9,7 @@ from horovod_detox.arrays.namespaces import Words
 from horovod_detox.exchange.aggregation import Columns, add_up, aggregate_votes
 from horovod_detox.exchange.collectives import Collectives, Handle
 from horovod_detox.exchange.cut import Part
+from horovod_detox.exchange.evidence import Accusation, Accused
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.witnesses import majority
 
@@ -16,48 +17,45 @@ GATHERED_WORDS = 1 << 19
 """Up to so many words, 4 MiB, one allgather is faster than a broadcast by each owner."""
 
 
-class Accused(Exception):
-    """Some rank did not send what it had fingerprinted.
-
-    Attributes:
-        found: all accusations.
-    """
-
-    def __init__(self, found: set[int]) -> None:
-        super().__init__(found)
-        self.found = found
-
-
-def with_accusations(accusations: Sequence[int], facts: np.ndarray) -> np.ndarray:
+def with_accusations(accusations: Sequence[Accusation], facts: np.ndarray) -> np.ndarray:
     """Return what a rank tells: its accusations, then facts."""
-    return np.concatenate([np.array([len(accusations), *accusations], np.int64), facts])
+    numbers = [number for each in accusations for number in each]
+    return np.concatenate([np.array([len(accusations), *numbers], np.int64), facts])
 
 
-def apart(told: Sequence[np.ndarray]) -> tuple[set[int], list[np.ndarray]]:
+def apart(told: Sequence[np.ndarray]) -> tuple[set[Accusation], list[np.ndarray]]:
     """Return the accusations of all ranks, and the facts of each.
 
-    >>> apart([with_accusations([], np.array([7])), with_accusations([4, 5], np.array([8]))])
-    ({4, 5}, [array([7]), array([8])])
+    >>> accused = [Accusation(0, 1, 2, 3)]
+    >>> apart([with_accusations([], np.array([7])), with_accusations(accused, np.array([8]))])
+    ({Accusation(part=0, sender=1, slice=2, accuser=3)}, [array([7]), array([8])])
     """
-    found = {each for facts in told for each in facts[1 : 1 + facts[0]].tolist()}
-    return found, [facts[1 + facts[0] :] for facts in told]
+    width = len(Accusation._fields)
+    stops = [1 + width * int(facts[0]) for facts in told]
+    found = {
+        Accusation(*numbers)
+        for facts, stop in zip(told, stops, strict=True)
+        for numbers in facts[1:stop].reshape(-1, width).tolist()
+    }
+    return found, [facts[stop:] for facts, stop in zip(told, stops, strict=True)]
 
 
 def aggregate_slices(
     collectives: Collectives,
     rule: Aggregator | None,
+    parts: Sequence[Part],
     columns: Sequence[Columns],
     results: Sequence[Words],
     holders: np.ndarray,
-    accusations: Sequence[int] = (),
+    accusations: Sequence[Accusation] = (),
 ) -> tuple[Means, set[int]]:
     """Compute the slices that this rank holds; return new means, and who erred in a Gram matrix.
 
     Args:
         collectives: of the p ranks.
         rule: fitted to the votes; None: the update is NaN.
-        columns: the votes on the slices that this rank holds, of one part after another, each of as
-            many blocks.
+        parts: what is computed.
+        columns: the votes on the slices that this rank holds, of one part after another.
         results: `(w,)` words of each, written to.
         holders: `(1 + w, p)`: who holds each slice of a part, its owner first.
         accusations: of this rank.
@@ -68,21 +66,26 @@ def aggregate_slices(
     """
     wrong: set[int] = set()
     held, p = holders.shape
+    # By part and slice, how many blocks there are; and room for as many of each.
+    counts = np.array([[len(blocks) for blocks in part.blocks] for part in parts])
+    of_slice = np.arange(counts.max()) < counts[..., None]
+    mine = of_slice[:, np.argmax(holders == collectives.rank, axis=1)]
 
     def total(grams: np.ndarray) -> np.ndarray:
         upper = np.triu_indices(grams.shape[-1])  # they are symmetric
-        words = np.ascontiguousarray(grams[:, *upper]).view(np.int64)
-        told = with_accusations(accusations, words.ravel())
+        words = np.zeros((*mine.shape, len(upper[0])))
+        words[mine] = grams[:, *upper]
+        told = with_accusations(accusations, words.view(np.int64).ravel())
         messages = collectives.allgather_words("grams", told, results[0][:0]).wait()
         found, gathered = apart([message.facts for message in messages])
         if found:
             raise Accused(found)
-        by_part = np.stack(gathered).reshape(p, len(columns) // held, held, -1)
+        by_part = np.stack(gathered).reshape(p, len(parts), held, -1)
         true, liars = majority(by_part.swapaxes(1, 2).reshape(p, held, -1), holders)
         wrong.update(liars)
         # From slice, part and block of the slice to the order of the words.
-        in_order = true.reshape(p, len(columns) // held, -1, len(upper[0])).swapaxes(0, 1)
-        numbers = in_order.reshape(-1, len(upper[0])).view(np.float64)
+        in_order = true.view(np.float64).reshape(p, len(parts), -1, len(upper[0])).swapaxes(0, 1)
+        numbers = in_order[of_slice]
         of_blocks = np.empty((len(numbers), *grams.shape[1:]))
         of_blocks[:, *upper] = of_blocks[:, *upper[::-1]] = numbers
         return add_up(of_blocks)

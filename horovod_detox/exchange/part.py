@@ -12,18 +12,19 @@ from horovod_detox.arrays.namespaces import Words, namespace
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.aggregation import Columns, examine, non_finite_votes
 from horovod_detox.exchange.collectives import NOTHING, Handle, Message
-from horovod_detox.exchange.cut import Part
+from horovod_detox.exchange.cut import Bounds, Part
+from horovod_detox.exchange.evidence import Accusation, Accused, Deaf, Findings, show
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.owners import (
-    Accused,
     aggregate_slices,
     apart,
     share_slices,
     with_accusations,
 )
-from horovod_detox.exchange.step import NoMajority, Step, rule_for
+from horovod_detox.exchange.senders import choose_senders, repairs
+from horovod_detox.exchange.step import Step, rule_for
 from horovod_detox.exchange.witnesses import confirm
-from horovod_detox.vote.groups import Groups, slice_holders
+from horovod_detox.vote.groups import slice_holders
 from horovod_detox.vote.majority import judge
 
 Kept = tuple[int, ...]
@@ -66,10 +67,11 @@ class _Slices:
 class SentPart:
     """A part whose fingerprints and slices are on their way."""
 
-    def __init__(self, step: Step, part: Part) -> None:
+    def __init__(self, step: Step, part: Part, findings: Findings) -> None:
         groups, rank = step.plan.groups, step.collectives.rank
-        self._slices = _Slices(step, part)
-        self._senders = _senders(groups, step.collectives.size, step.memory.distrusted)
+        self._slices, self._findings = _Slices(step, part), findings
+        distrusted = step.memory.distrusted | findings.senders
+        self._senders = choose_senders(groups, step.collectives.size, distrusted)
         mine = np.flatnonzero(self._senders[groups.of(rank)] == rank).tolist()
         facts = step.control.tell(
             examine(step.fingerprints, step.buffers, step.copy, part.slices).ravel()
@@ -91,7 +93,7 @@ class SentPart:
         facts = control.hear([message.facts for message in received[0]])
         table = np.stack(facts).reshape(p, p, -1)
         words = [[message.words for message in messages] for messages in received]
-        return VotedPart(self._slices, self._senders, table, words)
+        return VotedPart(self._slices, self._senders, table, words, self._findings)
 
 
 class VotedPart:
@@ -99,10 +101,8 @@ class VotedPart:
 
     Attributes:
         verdict, non_finite: the votes on this part.
-        accused: (rank, slice) of those that did not send what they had fingerprinted.
-        wrong: the ranks that computed otherwise than most who computed the same.
         means: the new ones, of the slices that this rank holds.
-        accusations: those of this rank, each as one integer of part, rank and slice.
+        accusations: those of this rank.
         is_new: whether the update of this part has come since somebody last looked.
     """
 
@@ -112,15 +112,17 @@ class VotedPart:
         senders: np.ndarray,
         table: np.ndarray,
         received: Sequence[Sequence[Words]],
+        findings: Findings,
     ) -> None:
+        self._findings = findings
         self._slices, self._senders, self._step = slices, senders, slices.step
         self._table = table
         self.verdict = judge(self._step.plan.groups, table)
         self.non_finite = non_finite_votes(self.verdict, table)
-        self.accused: set[tuple[int, int]] = set()
-        self.wrong: set[int] = set()
         self.means: Means = {}
-        self.accusations: list[int] = []
+        self.accusations: list[Accusation] = []
+        self._of_all: set[Accusation] = set()
+        self._shown: dict[tuple[int, int], Words] = {}  # by slice and sender
         self.is_new = False
         # Of each held slice, the votes by group; none where they have to be sent again.
         self._votes: list[dict[int, Words]] = [
@@ -171,16 +173,19 @@ class VotedPart:
         let_go = [group for group in kept if group not in self._votes[0]]
         to_send = {(group, s): int(self._senders[group, s]) for group in let_go for s in range(p)}
         to_send |= self._replacements(kept)
-        if not to_send:
-            return
-        rank = self._step.collectives.rank
-        asked = [s for (_, s), sender in to_send.items() if sender == rank]
-        received = [handle.wait() for handle in slices.send("repairs", asked)]
-        for (group, s), sender in to_send.items():
-            self._senders[group, s] = sender
-            if s in slices.held:
-                j = slices.held.index(s)
-                self._votes[j][group] = received[j][sender].words
+        if to_send:
+            rank = self._step.collectives.rank
+            asked = [s for (_, s), sender in to_send.items() if sender == rank]
+            received = [handle.wait() for handle in slices.send("repairs", asked)]
+            for (group, s), sender in to_send.items():
+                self._senders[group, s] = sender
+                if s in slices.held:
+                    j = slices.held.index(s)
+                    self._votes[j][group] = received[j][sender].words
+        for (s, sender), words in self._shown.items():
+            group = self._step.plan.groups.of(sender)
+            if self._senders[group, s] == sender:
+                self._votes[slices.held.index(s)][group] = words
 
     def columns(self, kept: Kept) -> list[Columns]:
         """Check what was received of the kept groups; return it, for each slice that is held."""
@@ -219,7 +224,7 @@ class VotedPart:
             self.accuse(found)
             return
         if self._step.plan.witnesses:
-            self.wrong |= confirm(
+            self._findings.wrong |= confirm(
                 self._step,
                 self._slices.part.slices,
                 self._results,
@@ -228,14 +233,29 @@ class VotedPart:
             )
         self.is_new = True
 
-    def accuse(self, found: Collection[int]) -> None:
-        """Note who was accused; what was computed does not count."""
-        p, number = len(self._table), self._slices.part.number
-        places = [
-            np.unravel_index(each, (number + 1, p, p)) for each in found if each // p**2 == number
-        ]
-        self.accused |= {(int(rank), int(s)) for _, rank, s in places}
+    def accuse(self, found: Collection[Accusation]) -> None:
+        """Note who was accused by any rank; what was computed does not count."""
+        self._of_all |= {each for each in found if each.part == self._slices.part.number}
         self._kept, self._columns = None, {}
+
+    def take_accusations(self) -> set[Accusation]:
+        """Return the accusations of all ranks since this was last asked."""
+        accusations, self._of_all = self._of_all, set()
+        return accusations
+
+    def told(self, accusation: Accusation) -> tuple[Bounds, np.ndarray]:
+        """Return the words of an accused slice, and its fingerprint."""
+        bounds = self._slices.part.slices[accusation.slice]
+        return bounds, self._table[accusation.sender, accusation.slice, :WORDS]
+
+    def believe(self, accusation: Accusation, words: Words) -> None:
+        """Use what the accused has shown, in the place of what this rank received from it."""
+        self._shown[accusation.slice, accusation.sender] = words
+
+    def owns(self, rank: int) -> bool:
+        """Return whether a rank owns anything of this part."""
+        start, stop = self._slices.part.slices[rank]
+        return start < stop
 
     def digest(self) -> np.ndarray:
         """Digest the update of this part: `(2,)` of int64."""
@@ -247,7 +267,7 @@ class VotedPart:
         """Return who sends next, by (group, slice), where a sender lost or was accused."""
         winners = {group: self.verdict.winners[group] for group in kept}
         groups = self._step.plan.groups
-        return _repairs(groups, winners, self._table, self._senders, self.accused)
+        return repairs(groups, winners, self._table, self._senders, self._findings.senders)
 
     def _with_votes(self, kept: Kept) -> Iterable[tuple[int, dict[int, Words]]]:
         """Yield the slices that are held, and the votes of the kept groups on each."""
@@ -255,17 +275,22 @@ class VotedPart:
             yield s, {group: votes[group] for group in kept}
 
     def _check(self, kept: Kept) -> None:
-        """Note the senders whose slice was not what they had fingerprinted."""
+        """Accuse the senders whose slice is not what they had fingerprinted.
+
+        A witness that does not receive well is not listened to.
+        """
         slices, self.accusations = self._slices, []
-        p, number = len(self._table), slices.part.number
+        rank, number = self._step.collectives.rank, slices.part.number
+        is_deaf = rank in self._step.memory.unreliable | self._findings.receivers
+        is_heard = self.owns(rank) or not is_deaf
         for (s, votes), held in zip(self._with_votes(kept), self._votes, strict=True):
             senders = self._senders[list(kept), s]
             told = self._table[senders, s, :WORDS]
             starts = [slices.part.slices[s][0]] * len(votes)
             received = self._step.fingerprints.of_each(list(votes.values()), starts)
-            is_as_told = (received == told).all(axis=1)
-            for i in np.flatnonzero(~is_as_told).tolist():
-                self.accusations.append(int((number * p + senders[i]) * p + s))
+            for i in np.flatnonzero((received != told).any(axis=1)).tolist():
+                if is_heard:
+                    self.accusations.append(Accusation(number, int(senders[i]), s, rank))
                 # To go on with; the result will not count.
                 held[kept[i]] = slices.of_copy(s)
 
@@ -287,6 +312,8 @@ def aggregate(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -
     step, holders = parts[0]._step, parts[0]._slices.holders
     for part in parts:
         part.receive()  # of a former attempt
+    judge_accusations(parts)
+    for part in parts:
         part.repair(kept)
     columns = [column for part in parts for column in part.columns(kept)]
     accusations = [each for part in parts for each in part.accusations]
@@ -294,15 +321,40 @@ def aggregate(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -
     results = [room for of_part in rooms for room in of_part]
     try:
         means, wrong = aggregate_slices(
-            step.collectives, rule, columns, results, holders, accusations
+            step.collectives,
+            rule,
+            [part._slices.part for part in parts],
+            columns,
+            results,
+            holders,
+            accusations,
         )
     except Accused as error:
         for part in parts:
             part.accuse(error.found)
         return
-    parts[0].wrong |= wrong
+    parts[0]._findings.wrong |= wrong
     for part, of_part in zip(parts, rooms, strict=True):
         part.share(kept, of_part, means)
+
+
+def judge_accusations(parts: Sequence[VotedPart]) -> None:
+    """Find out who is to blame where slices arrived otherwise than they were fingerprinted.
+
+    Raises:
+        Deaf: on every rank, when owners do not receive what others send.
+    """
+    accusations = {each for part in parts for each in part.take_accusations()}
+    if not accusations:
+        return
+    of = {part._slices.part.number: part for part in parts}
+    step, findings = parts[0]._step, parts[0]._findings
+    shown = show(step, accusations, lambda each: of[each.part].told(each), findings)
+    if any(part.owns(rank) for part in parts for rank in findings.receivers):
+        raise Deaf
+    for accusation, words in shown.items():
+        if accusation.sender not in findings.senders:
+            of[accusation.part].believe(accusation, words)
 
 
 def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -> None:
@@ -318,43 +370,3 @@ def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) ->
             part.receive()
         if all(part.is_shared(kept) for part in parts):
             return
-
-
-def _senders(groups: Groups, slices: int, distrusted: Collection[int]) -> np.ndarray:
-    """Choose who sends each slice: its owner if it can, else members in turn; `(k, slices)`."""
-    senders = np.empty((len(groups), slices), dtype=np.int64)
-    for group, members in enumerate(groups.members):
-        trusted = np.array([rank for rank in members if rank not in distrusted] or members)
-        others = np.setdiff1d(np.arange(slices), trusted)
-        senders[group, trusted] = trusted
-        senders[group, others] = np.resize(trusted, len(others))
-    return senders
-
-
-def _repairs(
-    groups: Groups,
-    winners_by_group: Mapping[int, Sequence[int]],
-    table: np.ndarray,
-    senders: np.ndarray,
-    accused: Collection[tuple[int, int]],
-) -> dict[tuple[int, int], int]:
-    """Return other senders, by (group, slice), where the present one lost or was accused."""
-    repairs = {}
-    slices = np.arange(table.shape[1])
-    for group, winners in winners_by_group.items():
-        won = table[list(winners), slices]  # (slices, 3)
-        fits = (table[senders[group], slices] == won).all(axis=1)
-        fits[[s for rank, s in accused if senders[group, s] == rank]] = False
-        for s in np.flatnonzero(~fits).tolist():
-            others = [
-                rank
-                for rank in groups.members[group]
-                if (rank, s) not in accused and (table[rank, s] == won[s]).all()
-            ]
-            if not others:
-                raise NoMajority(
-                    f"no update in this step: no rank of group {group} sends slice {s} as it "
-                    "fingerprinted it"
-                )
-            repairs[group, s] = others[0]
-    return repairs

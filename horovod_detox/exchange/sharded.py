@@ -35,15 +35,18 @@ from dataclasses import replace
 import numpy as np
 
 from horovod_detox.exchange.cut import Part, cut
+from horovod_detox.exchange.evidence import Deaf, Findings, Silenced
 from horovod_detox.exchange.part import SentPart, VotedPart, conclude
 from horovod_detox.exchange.step import NoMajority, Outcome, Step, rule_for
 from horovod_detox.vote.groups import Groups
+from horovod_detox.vote.ledger import MISCALCULATION, RECEPTION
 from horovod_detox.vote.majority import Verdict, merge
 
 
 def exchange(step: Step) -> Outcome:
     """Turn this rank's copy into the update that all ranks share."""
-    return Sharded(step, cut(len(step.copy), step.collectives.size)).finish()
+    parts = cut(len(step.copy), step.collectives.size, without=step.memory.unreliable)
+    return Sharded(step, parts).finish()
 
 
 class Sharded:
@@ -69,11 +72,12 @@ class Sharded:
         self._sent: dict[int, SentPart] = {}
         self._voted: dict[int, VotedPart] = {}
         self._digests: dict[int, np.ndarray] = {}
+        self._findings = Findings()
 
     def send(self, part: int) -> None:
         """Let the fingerprints and slices of a part be on their way; its words are final."""
         if part not in self._sent:
-            self._sent[part] = SentPart(self.step, self._parts[part])
+            self._sent[part] = SentPart(self.step, self._parts[part], self._findings)
 
     def advance(self) -> None:
         """Go on with the parts that were sent, without waiting for another rank."""
@@ -87,45 +91,84 @@ class Sharded:
 
     def finish(self) -> Outcome:
         """Send what was not sent, wait for the other ranks and return the outcome."""
-        every = range(len(self._parts))
-        for part in every:
-            self.send(part)
-            self.advance()
-        for part in every:
-            self._vote(part)
-            self.advance()
-        try:
-            return self._conclude(every)
-        except NoMajority:
-            for part in self._voted.values():
-                part.receive()  # what is under way, so that the next exchange may begin
-            raise
+        while True:
+            for part in range(len(self._parts)):
+                self.send(part)
+                self.advance()
+            for part in range(len(self._parts)):
+                self._vote(part)
+                self.advance()
+            try:
+                return self._conclude()
+            except NoMajority:
+                self._let_go()
+                raise
+            except Deaf:
+                self._let_go()
+                self._begin_anew()
 
-    def _conclude(self, every: range) -> Outcome:
+    def _let_go(self) -> None:
+        """Wait for what is under way, so that it does not meet what is sent next."""
+        for part in self._voted.values():
+            part.receive()
+
+    def _begin_anew(self) -> None:
+        """Leave the slices of ranks that do not receive well to others.
+
+        Raises:
+            NoMajority: when there are no others.
+        """
+        p, without = self.step.collectives.size, self.step.memory.unreliable
+        without |= self._findings.receivers
+        if len(without) == p:
+            raise NoMajority("no update in this step: no rank receives what the others send")
+        self._parts = cut(len(self.step.copy), p, len(self._parts), without)
+        self._sent, self._voted = {}, {}
+
+    def _conclude(self) -> Outcome:
         """Return the outcome, now that all votes are known."""
-        parts = [self._voted[part] for part in every]
-        verdict = merge([part.verdict for part in parts])
+        silenced: set[int] = set()
+        while True:
+            try:
+                verdict, non_finite = self._update(silenced)
+                break
+            except Silenced as error:
+                silenced.add(error.group)
+        findings, parts = self._findings, self._voted.values()
+        return Outcome(
+            self.step.update,
+            _accuse(self.step.plan.groups, verdict, findings.senders),
+            non_finite,
+            {
+                MISCALCULATION: tuple(sorted(findings.wrong)),
+                RECEPTION: tuple(sorted(findings.receivers)),
+            },
+            frozenset(findings.suspects),
+            {words: means for part in parts for words, means in part.means.items()},
+            self.step.fingerprints.of_each(
+                [np.concatenate([self._digests[part] for part in range(len(parts))])], [0]
+            )[0],
+        )
+
+    def _update(self, silenced: Collection[int]) -> tuple[Verdict, tuple[int, ...]]:
+        """See to it that the update is there; return the votes, and the groups not finite.
+
+        Args:
+            silenced: groups whose vote does not count.
+        """
+        parts = [self._voted[part] for part in range(len(self._parts))]
+        verdict = _silence(merge([part.verdict for part in parts]), silenced)
         in_parts = {group for part in parts for group in part.non_finite}
         non_finite = tuple(group for group in verdict.winners if group in in_parts)
         rule = rule_for(self.step.plan, verdict, non_finite)
         kept = tuple(group for group in verdict.winners if group not in non_finite)
         needs_all = rule is not None and rule.uses_gram
+        every = range(len(parts))
         for together in [every] if needs_all else [[part] for part in every]:
             conclude([parts[part] for part in together], rule, kept)
             for part in together:
                 self._hand_on(part)
-        accused = {rank for part in parts for rank, _ in part.accused}
-        wrong = {rank for part in parts for rank in part.wrong}
-        return Outcome(
-            self.step.update,
-            _accuse(self.step.plan.groups, verdict, accused),
-            non_finite,
-            tuple(sorted(wrong)),
-            {words: means for part in parts for words, means in part.means.items()},
-            self.step.fingerprints.of_each(
-                [np.concatenate([self._digests[part] for part in every])], [0]
-            )[0],
-        )
+        return verdict, non_finite
 
     def _vote(self, part: int) -> VotedPart:
         """Return a part whose votes are known; wait for its slices if they are not here yet."""
@@ -139,6 +182,15 @@ class Sharded:
         if self._voted[part].is_new:
             self._digests[part] = self._voted[part].digest()
             self._on_update(part)
+
+
+def _silence(verdict: Verdict, groups: Collection[int]) -> Verdict:
+    """Return the verdict in which these groups have no vote."""
+    votes = [
+        replace(vote, winners=None) if group in groups else vote
+        for group, vote in enumerate(verdict.votes)
+    ]
+    return Verdict(tuple(votes))
 
 
 def _accuse(groups: Groups, verdict: Verdict, accused: Collection[int]) -> Verdict:

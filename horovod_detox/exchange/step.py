@@ -1,6 +1,6 @@
 """What an exchange is given and returns, and the one place that decides when there is no update."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from horovod_detox.packing.layout import Buffers
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.suspicion import Pair
 
 
 class Plan(Protocol):
@@ -38,20 +39,24 @@ class Memory:
     Attributes:
         previous: `(w,)` words of the latest finite update, for rules that keep a centre; None: no
             rule needs it, or there was none.
-        distrusted: the ranks that dissented lately.
+        distrusted: the ranks that dissented lately, or are suspected: others send for them.
+        unreliable: the ranks that lately received badly or held another update: they own no slice.
+        suspects: pairs of a sender and a receiver, one of which was faulty lately.
         momentum: makes running means of the votes, of which each rank has those of the slices that
             it aggregates; None: the rule is given the votes.
     """
 
     previous: Words | None = None
     distrusted: frozenset[int] = frozenset()
+    unreliable: frozenset[int] = frozenset()
+    suspects: frozenset[Pair] = frozenset()
     momentum: Momentum | None = None
 
     def cut(self, start: int, stop: int) -> "Memory":
         """Return what is known of a slice of the words."""
         previous = None if self.previous is None else self.previous[start:stop]
         momentum = None if self.momentum is None else self.momentum.cut(start, stop)
-        return Memory(previous, self.distrusted, momentum)
+        return replace(self, previous=previous, momentum=momentum)
 
 
 AT_FIRST = Memory()
@@ -117,8 +122,8 @@ class Outcome:
         update: `(w,)` words, the aggregated gradient; the same bits on every rank.
         verdict: the vote of every group.
         non_finite: the groups whose vote held NaN or infinity.
-        miscalculators: the ranks whose part of the aggregation differed from that of most who
-            computed it, ascending.
+        named: the ranks at fault otherwise than by their vote, by kind: see `vote.ledger`.
+        suspects: pairs of a sender and a receiver, one of which is faulty.
         means: with momentum, those that this rank computed.
         digest: `(2,)` of int64, of the update, if the exchange took it; the same on every rank.
         failure: why the update is zero and the step to be skipped; None: it is not.
@@ -127,7 +132,8 @@ class Outcome:
     update: Words
     verdict: Verdict
     non_finite: tuple[int, ...]
-    miscalculators: tuple[int, ...] = ()
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    suspects: frozenset[Pair] = frozenset()
     means: Means = field(default_factory=dict)
     digest: np.ndarray | None = None
     failure: NoMajority | None = None

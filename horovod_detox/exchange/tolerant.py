@@ -48,6 +48,6 @@ def exchange(step: Step) -> Outcome:
     votes = {group: copies[rank] for group, rank in winners.items() if group not in non_finite}
     columns = Columns(mine.buffers, votes, mine.memory, part.blocks_within(collectives.rank))
     owners = np.arange(p)[None]
-    means, _ = aggregate_slices(collectives, rule, [columns], [mine.update], owners)
+    means, _ = aggregate_slices(collectives, rule, [part], [columns], [mine.update], owners)
     share_slices(collectives, part, step.update, NOTHING).wait()
     return Outcome(step.update, verdict, non_finite, means=means)

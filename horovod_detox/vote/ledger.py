@@ -5,15 +5,22 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.suspicion import Pair
 
 DISSENT = "dissent"
 ABSTENTION = "abstention"
 NON_FINITE = "non_finite"
 MISCALCULATION = "miscalculation"
-KINDS = (DISSENT, ABSTENTION, NON_FINITE, MISCALCULATION)
+DIVERGENCE = "divergence"
+RECEPTION = "reception"
+SUSPICION = "suspicion"
+OF_RANKS = (MISCALCULATION, DIVERGENCE, RECEPTION)
+"""What a rank is named for beside its vote."""
+KINDS = (DISSENT, ABSTENTION, NON_FINITE, *OF_RANKS, SUSPICION)
 KEPT_EVENTS = 10_000
 
 log = logging.getLogger("horovod_detox")
@@ -28,7 +35,10 @@ class Event:
         kind: `dissent` (the copies of `ranks` lost their group's vote), `abstention` (the group
             had no strict majority; `ranks`, its members, are suspects), `non_finite` (the group's
             vote held NaN or infinity and was excluded), `miscalculation` (what `ranks` of the group
-            computed for all was not what most of the slice's witnesses computed).
+            computed for all was not what most of the slice's witnesses computed), `divergence`
+            (`ranks` held another update of the step before than most), `reception` (`ranks` do not
+            receive what others send), `suspicion` (the second of `ranks` says it received other
+            words from the first than these were fingerprinted: one of the two is faulty).
         group: index of the group.
         ranks: the ranks concerned, ascending.
         hosts: the host of each of them; empty when all ranks of the job are on one.
@@ -52,6 +62,10 @@ class Event:
             ABSTENTION: f"group {self.group} had no majority and was left out (ranks {members})",
             NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {members})",
             MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
+            DIVERGENCE: f"rank {ranks} held another update of the step before than most ranks",
+            RECEPTION: f"rank {ranks} does not receive what others send",
+            SUSPICION: f"one of ranks {ranks} is faulty: the first sends, or the second receives, "
+            "other words than were fingerprinted",
         }
         return f"step {self.step}: {what[self.kind]}"
 
@@ -68,6 +82,9 @@ class FaultReport:
         non_finite: number of steps in which each group's vote was not finite.
         miscalculations: number of steps in which each rank computed a wrong part of the update;
             known with `Detox(witnesses=2)` or more.
+        divergences: number of steps in which each rank held another update of the step before.
+        receptions: number of steps in which each rank did not receive what others sent.
+        suspicions: number of steps in which each rank was one of two of which one is faulty.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
         hosts: the host of every rank; empty when they are not known.
     """
@@ -78,13 +95,17 @@ class FaultReport:
     abstentions: dict[int, int] = field(default_factory=dict)
     non_finite: dict[int, int] = field(default_factory=dict)
     miscalculations: dict[int, int] = field(default_factory=dict)
+    divergences: dict[int, int] = field(default_factory=dict)
+    receptions: dict[int, int] = field(default_factory=dict)
+    suspicions: dict[int, int] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     hosts: dict[int, str] = field(default_factory=dict)
 
     @property
     def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
-        """Return the ranks that ever dissented or miscalculated, by host."""
-        return _by_host(sorted(self.dissents.keys() | self.miscalculations.keys()), self.hosts)
+        """Return the ranks that were ever named, by host."""
+        named = [self.dissents, self.miscalculations, self.divergences, self.receptions]
+        return _by_host(sorted(set().union(*named)), self.hosts)
 
     def __str__(self) -> str:
         """Tell the account in one line."""
@@ -92,6 +113,9 @@ class FaultReport:
         found += [f"group {group} abstained in {n}" for group, n in self.abstentions.items()]
         found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
         found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
+        found += [f"{who} diverged in {n}" for who, n in self._culprits(self.divergences)]
+        found += [f"{who} received badly in {n}" for who, n in self._culprits(self.receptions)]
+        found += [f"{who} was suspected in {n}" for who, n in self._culprits(self.suspicions)]
         skipped = f", {self.skipped} of them skipped" if self.skipped else ""
         return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps{skipped}"
 
@@ -163,9 +187,18 @@ class Ledger:
         step: int,
         verdict: Verdict,
         non_finite: tuple[int, ...] = (),
-        miscalculators: tuple[int, ...] = (),
+        named: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        suspects: Iterable[Pair] = (),
     ) -> None:
-        """Enter the verdict of a step, the groups of non-finite votes, and who miscalculated."""
+        """Enter the verdict of a step and what else was found.
+
+        Args:
+            step: its number.
+            verdict: the votes.
+            non_finite: the groups whose vote was not finite.
+            named: the ranks at fault otherwise than by their vote, by kind.
+            suspects: pairs of ranks of which one is faulty.
+        """
         self._steps += 1
         for group, vote in enumerate(verdict.votes):
             if vote.winners is None:
@@ -175,9 +208,13 @@ class Ledger:
                 self._enter(step, DISSENT, group, dissenters, dissenters)
         for group in non_finite:
             self._enter(step, NON_FINITE, group, self._members[group], [group])
-        for rank in miscalculators:
-            culprit = self._named([rank])
-            self._enter(step, MISCALCULATION, self._groups.of(rank), culprit, culprit)
+        for kind in OF_RANKS:
+            for rank in named.get(kind, ()):
+                culprit = self._named([rank])
+                self._enter(step, kind, self._groups.of(rank), culprit, culprit)
+        for pair in sorted(suspects):
+            ranks = self._named(pair)
+            self._enter(step, SUSPICION, self._groups.of(pair[0]), ranks, ranks)
 
     def skip(self, warning: str) -> None:
         """Note that the step which was recorded last had no update; warn of the first."""
@@ -195,6 +232,9 @@ class Ledger:
             abstentions=totals[ABSTENTION],
             non_finite=totals[NON_FINITE],
             miscalculations=totals[MISCALCULATION],
+            divergences=totals[DIVERGENCE],
+            receptions=totals[RECEPTION],
+            suspicions=totals[SUSPICION],
             events=tuple(self._events),
             hosts=dict(self._hosts),
         )

@@ -7,6 +7,7 @@ import pytest
 
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
+from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.control import RECORD, Control, RanksDisagree
 from tests.cluster import failing_everywhere, layout_of
 
@@ -33,7 +34,6 @@ def test_a_record_has_fixed_width_and_facts_follow_it():
     [
         ({"step": 5}, r"different steps: \[4, 4, 5, 4\]"),
         ({"layout": layout_of(np.zeros(4))}, r"rank 0 has p0 \[3\].* rank 2 has p0 \[4\]"),
-        ({"update": np.array([5, 7])}, r"ranks \[2\] computed another update .* step 3"),
         ({"settings": (7, 9)}, r"ranks \[2\] exchange gradients in another way"),
         ({"flags": 1}, r"ranks \[2\] speak of what others do not know"),
     ],
@@ -48,6 +48,27 @@ def test_all_ranks_hear_what_is_not_the_usual(odd, text, first):
         mine.hear(list(told))
 
     failing_everywhere(program, 4, RanksDisagree, text)
+
+
+def test_who_holds_another_update_than_most_is_named_and_the_exchange_goes_on():
+    def program(collectives):
+        odd = {"update": np.array([5, 7])} if collectives.rank == 2 else {}
+        mine = control(collectives, **odd)
+        told = collectives.allgather("told", mine.tell([1])).wait().reshape(collectives.size, -1)
+        facts = mine.hear(list(told))
+        return mine.diverged, [each.tolist() for each in facts]
+
+    assert InProcessCluster(4).run(program) == [((2,), [[1]] * 4)] * 4
+
+
+@pytest.mark.parametrize("updates", [(5, 5, 6, 6), (5, 6, 7, 8)])
+def test_where_no_update_is_that_of_most_all_ranks_end(updates):
+    def program(collectives):
+        mine = control(collectives, update=np.array([5, updates[collectives.rank]]))
+        told = collectives.allgather("told", mine.tell()).wait().reshape(collectives.size, -1)
+        mine.hear(list(told))
+
+    failing_everywhere(program, 4, RanksDisagree, "no update of step 3 is that of most ranks")
 
 
 def test_a_flag_on_all_ranks_is_not_the_usual_either():

@@ -68,7 +68,9 @@ def test_memory_is_bounded_and_totals_are_not(monkeypatch):
 def test_on_several_hosts_faults_are_told_with_their_hosts(caplog):
     ledger = Ledger(GROUPS, hosts="aabbcc")
     with caplog.at_level(logging.WARNING, logger="horovod_detox"):
-        ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), Vote(None))), miscalculators=(5,))
+        ledger.record(
+            0, Verdict((Vote((0,), dissenters=(2, 4)), Vote(None))), named={"miscalculation": (5,)}
+        )
     assert caplog.messages == [
         "step 0: group 0 outvoted rank 2 (host b), 4 (host c)",
         "step 0: group 1 had no majority and was left out (ranks 1, 3, 5 on hosts a, b, c)",
@@ -88,7 +90,7 @@ def test_a_host_of_which_every_rank_is_at_fault_is_one_thing():
     ledger = Ledger(GROUPS, hosts="aabbcd")
     everyone = Verdict((Vote((0,), dissenters=(2, 4)), Vote((1,), dissenters=(3,))))
     ledger.record(0, everyone)
-    ledger.record(1, everyone, miscalculators=(2, 3))
+    ledger.record(1, everyone, named={"miscalculation": (2, 3)})
     assert str(ledger.report()) == (
         "host b (ranks 2, 3) dissented in 2, rank 4 (host c) dissented in 2, "
         "host b (ranks 2, 3) miscalculated in 1 of 2 steps"

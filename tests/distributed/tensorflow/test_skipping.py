@@ -82,7 +82,8 @@ def test_fit_leaves_weights_and_state(start, name, eagerly):
     found = kept.found
     assert found[0] == found[1] == found[2] != found[3]
     report = hvd.fault_report()
-    assert (report.steps, report.skipped, report.abstentions) == (5, 2, {0: 2, 1: 2})
+    assert (report.steps, report.skipped) == (5, 2)
+    assert report.abstentions == dict.fromkeys(range(hvd.num_groups()), 2)
     # The steps that counted are those of a job that never lost a vote.
     start(group_size=2, outer="mean")
     fair, kept = network_of(lost=()), Kept()

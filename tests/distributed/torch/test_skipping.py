@@ -66,7 +66,7 @@ def test_a_step_without_votes_leaves_weights_and_state(start, name, overlap_byte
     assert len(set(everywhere(found[-1][0]))) == 1
     report = hvd.fault_report()
     assert (report.steps, report.skipped) == (5, 2)
-    assert report.abstentions == {0: 2, 1: 2}
+    assert report.abstentions == dict.fromkeys(range(hvd.num_groups()), 2)
     assert str(report).endswith("of 5 steps, 2 of them skipped")
     # The steps that counted are those of a job that never lost a vote.
     fair = Job(start, OPTIMIZERS[name], lost=(), overlap_bytes=overlap_bytes)
