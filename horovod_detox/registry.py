@@ -4,11 +4,14 @@ import ast
 import difflib
 import inspect
 import re
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
 _CALL = re.compile(r"(?P<name>[^\W\d]\w*)\s*(?:\((?P<arguments>.*)\))?", re.DOTALL)
+_one_at_a_time = threading.Lock()
+"""`ast.parse` of Python 3.11 fails in threads (SystemError: recursion depth mismatch)."""
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -24,7 +27,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     if call is None:
         raise ValueError(f"{text!r} is not of the form name or name(key=value, ...)")
     try:
-        parsed = ast.parse(f"_({call['arguments'] or ''}\n)", mode="eval").body
+        with _one_at_a_time:
+            parsed = ast.parse(f"_({call['arguments'] or ''}\n)", mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"{text!r}: {error.msg}") from None
     if not isinstance(parsed, ast.Call) or not isinstance(parsed.func, ast.Name):

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,15 @@ VARIABLES = (
 """Environment variables by which libraries choose their kernels or split their work."""
 
 
+OF_KERNELS = (
+    "NUMBA_CPU_NAME",
+    "NUMBA_CPU_FEATURES",
+    "NPY_DISABLE_CPU_FEATURES",
+    "OPENBLAS_CORETYPE",
+)
+"""Environment variables by which kernels are chosen that aggregate."""
+
+
 def common_conditions() -> dict[str, str]:
     """Return what every framework depends on; variables only if they are set."""
     return {
@@ -44,6 +54,12 @@ def common_conditions() -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": np.__version__,
     } | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+def rounding() -> str:
+    """Return what the last bits of an aggregation depend on, in this process."""
+    facts = [_cpu(), f"numpy {np.__version__}", f"numba {version('numba')}"]
+    return ", ".join(facts + [f"{n}={os.environ[n]}" for n in OF_KERNELS if n in os.environ])
 
 
 @cache

@@ -13,7 +13,7 @@ from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.aggregation import Columns, examine, non_finite_votes
 from horovod_detox.exchange.collectives import NOTHING, Handle, Message
 from horovod_detox.exchange.cut import Bounds, Part
-from horovod_detox.exchange.evidence import Accusation, Accused, Deaf, Findings, show
+from horovod_detox.exchange.evidence import Accusation, Accused, Deaf, Findings, Silenced, show
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.owners import (
     aggregate_slices,
@@ -140,7 +140,10 @@ class VotedPart:
         Only another part could change that. A rule that needs the Gram matrix gets that of this.
         """
         everyone = tuple(self.verdict.winners)
-        if self.verdict.abstentions or self.non_finite or self._replacements(everyone):
+        try:
+            if self.verdict.abstentions or self.non_finite or self._replacements(everyone):
+                return
+        except Silenced:
             return
         rule = rule_for(self._step.plan, self.verdict, ())
         if rule is not None and rule.uses_gram:

@@ -201,7 +201,12 @@ class Engines:
     def make_for_losses(self) -> Engine:
         """Make an engine for losses: the median of the groups' votes, whatever gradients go by."""
         given, groups = self.plan.config, self.plan.groups
-        config = Detox(given.group_size, timeout=given.timeout, tolerance=given.tolerance)
+        config = Detox(
+            given.group_size,
+            timeout=given.timeout,
+            tolerance=given.tolerance,
+            one_round_bytes=given.one_round_bytes,
+        )
         plan = Plan(config, groups, config.fit(groups), config.hierarchy())
         return Engine(plan, self._collectives("loss"), self._ledger)
 

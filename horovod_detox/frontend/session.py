@@ -3,10 +3,11 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from horovod_detox import attacks, process
 from horovod_detox.config import PREFIX, Detox, Plan
-from horovod_detox.determinism.conditions import ranks_by_value
+from horovod_detox.determinism.conditions import ranks_by_value, rounding
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
 from horovod_detox.planning.capture import stands, worst_host
@@ -23,6 +24,7 @@ class Session:
         hosts: the host of every rank.
         rank: this process; of some ranks, the lowest logs their faults.
         attack: the attack of the drill asked for by HOROVOD_DETOX_ATTACK; None: none.
+        rounding: what the last bits of an aggregation depend on, by rank; empty: the same on all.
         told: warnings that were given and are not to be given again.
     """
 
@@ -32,8 +34,10 @@ class Session:
         hosts: Sequence[str],
         rank: int = 0,
         attack: attacks.Attack | None = None,
+        rounding: Sequence[str] = (),
     ) -> None:
         self.config = config
+        self.rounding = tuple(rounding)
         self.hosts = tuple(hosts)
         self.rank = rank
         self.attack = attack
@@ -50,8 +54,26 @@ class Session:
         team = tuple(ranks or range(len(self.hosts)))
         if team not in self._plans:
             hosts = [self.hosts[rank] for rank in team]
-            self._plans[team] = self.config.plan(len(team), hosts) if len(team) > 1 else None
+            config = self._config(team)
+            self._plans[team] = config.plan(len(team), hosts) if len(team) > 1 else None
         return self._plans[team]
+
+    def _config(self, team: Sequence[int]) -> Detox:
+        """Return the settings for some ranks: one of them computes for all if these may differ.
+
+        Where every rank computes the whole update, those that round otherwise would hold another.
+        """
+        kinds = {self.rounding[rank] for rank in team} if self.rounding else set()
+        computed_by_all = self.config.exchange != "sharded" or self.config.one_round_bytes > 0
+        if len(kinds) < 2 or not computed_by_all:
+            return self.config
+        if self.rank == team[0]:
+            log.warning(
+                "ranks may round differently (%s): each slice of the update is computed by one "
+                "rank for all, as with Detox(exchange='sharded', one_round_bytes=0)",
+                " but ".join(sorted(kinds)),
+            )
+        return replace(self.config, exchange="sharded", one_round_bytes=0)
 
     def ledger(self, ranks: Sequence[int] | None = None) -> Ledger | None:
         """Return the account of some ranks, by default of all; None for a single one."""
@@ -100,7 +122,7 @@ def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
         config = detox or Detox.from_environment()
         spec = os.environ.get(PREFIX + "ATTACK")
         attack = attacks.from_spec(spec) if spec else None
-        mine |= {"settings": config.describe() | {"attack": spec or "none"}}
+        mine |= {"rounding": rounding(), "settings": config.describe() | {"attack": spec or "none"}}
     except ValueError as error:
         mine |= {"error": str(error)}
     everyone = share(collectives, "settings", mine)
@@ -110,7 +132,8 @@ def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
     _check_equal([theirs["settings"] for theirs in everyone])
     if collectives.size == 1:
         log.warning("one process: it trains plainly, there is nobody to vote with")
-    session = Session(config, [theirs["host"] for theirs in everyone], collectives.rank, attack)
+    hosts, kinds = ([theirs[fact] for theirs in everyone] for fact in ("host", "rounding"))
+    session = Session(config, hosts, collectives.rank, attack, kinds)
     if collectives.rank == 0 and (risk := session.host_risk()):
         log.warning("%s", risk)
     return session

@@ -41,18 +41,22 @@ def blame(
     Blame(senders=frozenset({1}), receivers=frozenset({6}), suspects=frozenset())
     >>> blame([(1, 4), (2, 4)], senders=[1])
     Blame(senders=frozenset({1}), receivers=frozenset(), suspects=frozenset({(2, 4)}))
-    >>> blame([(4, 4)])  # what it received from itself
+    >>> blame([(4, 4), (4, 2)])
     Blame(senders=frozenset(), receivers=frozenset({4}), suspects=frozenset())
+    >>> blame([(4, 4), (4, 2), (4, 3)])
+    Blame(senders=frozenset({4}), receivers=frozenset(), suspects=frozenset())
     """
-    guilty, deaf = set(senders), {*receivers, *(o for a, o in accusations if a == o)}
+    guilty, deaf = set(senders), set(receivers)
     known = {*accusations, *suspects}
     left = {(a, o) for a, o in known if a not in guilty and o not in deaf}
-    guilty |= {a for a, _ in left if len({o for b, o in left if b == a}) > 1}
+    guilty |= {a for a, _ in left if len({o for b, o in left if b == a != o}) > 1}
     left = {(a, o) for a, o in left if a not in guilty}
-    deaf |= {o for _, o in left if len({a for a, b in left if b == o}) > 1}
+    # What a rank received from itself is its own fault.
+    deaf |= {o for b, o in left if b == o or len({a for a, other in left if other == o}) > 1}
     accused, accusers = {a for a, _ in accusations}, {o for _, o in accusations}
+    named = guilty | deaf
     return Blame(
         frozenset(guilty & accused),
         frozenset(deaf & {*accusers, *receivers}),
-        frozenset((a, o) for a, o in {*accusations} & left if o not in deaf),
+        frozenset((a, o) for a, o in accusations if a not in named and o not in named),
     )

@@ -52,8 +52,7 @@ def test_all_ranks_hear_what_is_not_the_usual(odd, text, first):
 
 def test_who_holds_another_update_than_most_is_named_and_the_exchange_goes_on():
     def program(collectives):
-        odd = {"update": np.array([5, 7])} if collectives.rank == 2 else {}
-        mine = control(collectives, **odd)
+        mine = control(collectives, update=np.array([5, 6 + (collectives.rank == 2)]))
         told = collectives.allgather("told", mine.tell([1])).wait().reshape(collectives.size, -1)
         facts = mine.hear(list(told))
         return mine.diverged, [each.tolist() for each in facts]

@@ -169,14 +169,17 @@ def test_a_bad_sender_is_named_and_nobody_else(way):
     detox = settings_of(way)
     fair = run(detox, 9, {})
 
-    def sent(name, receiver, words):
-        return stuck(words) if name.startswith(SLICES) and receiver != 4 else words
+    for to_itself in (False, True):
 
-    for updates, report, counts in run(detox, 9, {4: {"sent": sent}}):
-        assert updates == fair[0][0]
-        assert report.dissents == {4: 1}
-        assert (report.receptions, report.suspicions, report.miscalculations) == ({}, {}, {})
-        assert counts[1:] == fair[0][2][1:]  # others send for it
+        def sent(name, receiver, words, to_itself=to_itself):
+            is_changed = name.startswith(SLICES) and (receiver != 4 or to_itself)
+            return stuck(words) if is_changed else words
+
+        for updates, report, counts in run(detox, 9, {4: {"sent": sent}}):
+            assert updates == fair[0][0]
+            assert report.dissents == {4: 1}
+            assert (report.receptions, report.suspicions, report.miscalculations) == ({}, {}, {})
+            assert counts[1:] == fair[0][2][1:]  # others send for it
 
 
 SENDER = 4
@@ -255,6 +258,19 @@ def test_a_group_nobody_of_which_sends_rightly_has_no_vote():
         assert report.dissents == {2: 2}
         assert report.abstentions == {2: 2}
         assert report.skipped == 0
+
+
+def test_a_bad_sender_and_a_bad_receiver_without_redundancy():
+    detox = Detox(group_size=1, outer="median", one_round_bytes=0, overlap_bytes=0)
+
+    def sent(name, receiver, words):
+        return stuck(words) if name.startswith(SLICES) and receiver != 2 else words
+
+    wires = {2: {"sent": sent}, 4: {"received": of_slices(stuck)}}
+    for updates, report, _ in run(detox, 6, wires, steps=2):
+        assert len(updates) == 2
+        assert set(report.dissents) == {2}
+        assert set(report.receptions) == {4}
 
 
 def test_several_bad_receivers_one_after_another():

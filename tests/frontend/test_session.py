@@ -10,6 +10,7 @@ import pytest
 
 from horovod_detox import Detox
 from horovod_detox.attacks import Zero
+from horovod_detox.determinism.conditions import rounding
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.frontend import session as session_module
 from horovod_detox.frontend.session import Session, agree
@@ -54,6 +55,45 @@ def test_one_process_trains_plainly_with_one_warning(caplog):
     assert (session.plan(), session.ledger()) == (None, None)
     assert len(caplog.messages) == 1
     assert "trains plainly" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({}, True),
+        ({"exchange": "leaders"}, True),
+        ({"exchange": "gathered", "one_round_bytes": 0}, True),
+        ({"one_round_bytes": 0}, False),
+    ],
+)
+def test_where_ranks_round_differently_one_computes_for_all(fields, changed, monkeypatch, caplog):
+    """Two processors: those that hold another update by its last bits would be named."""
+    here = threading.local()
+    monkeypatch.setattr(session_module, "rounding", lambda: f"processor {here.rank % 2}")
+
+    def program(collectives):
+        here.rank = collectives.rank
+        return agree(collectives, Detox(group_size=3, **fields))
+
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        sessions = InProcessCluster(6).run(program)
+    for session in sessions:
+        plan, alike = session.plan(), session.plan((0, 2, 4))
+        assert plan is not None
+        assert alike is not None
+        assert (plan.config.exchange, plan.config.one_round_bytes) == ("sharded", 0)
+        assert alike.config == Detox(group_size=3, **fields)
+    warnings = [text for text in caplog.messages if "round differently" in text]
+    assert len(warnings) == changed
+    assert all("(processor 0 but processor 1): each slice" in text for text in warnings)
+
+
+def test_what_rounding_depends_on_is_told(monkeypatch):
+    monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
+    before = rounding()
+    assert "numpy" in before
+    monkeypatch.setenv("NUMBA_CPU_NAME", "nehalem")
+    assert rounding() == f"{before}, NUMBA_CPU_NAME=nehalem"
 
 
 def test_subsets_have_plans_and_accounts_of_their_own():

@@ -6,13 +6,14 @@
 import functools
 import os
 import resource
+from dataclasses import replace
 
 import pytest
 import torch
 
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
-from tests.distributed.torch.training import digest, everywhere, train
+from tests.distributed.torch.training import digest, everywhere, loss_of, model, train
 
 STEPS = int(os.environ.get("SOAK", "60"))
 SGD = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
@@ -39,3 +40,34 @@ def test_many_steps_with_another_rank_faulty_in_each(start):
     assert sum(dissents.values()) == STEPS
     assert sorted(dissents) == list(range(6))
     assert peak() - before < ALLOWED
+
+
+@pytest.mark.ranks(6)
+def test_a_rank_whose_update_went_wrong_is_named_and_outvoted(start):
+    """From then on it computes with wrong weights; the others train as if nothing had been."""
+    start(group_size=3, overlap_bytes=0)
+    fair = train(SGD, steps=8)
+    start(group_size=3, overlap_bytes=0)
+    network = model()
+    optimizer = hvd.DistributedOptimizer(SGD(network.parameters()), network.named_parameters())
+    engine = optimizer._exchange._engine
+    unharmed = engine._finish
+
+    def falsified(outcome):
+        return replace(outcome, update=outcome.update ^ (1 << 62), digest=None)
+
+    for step in range(8):
+        is_wrong = step == 3 and hvd.rank() == 4
+        engine._finish = (
+            (lambda step, finish: unharmed(step, lambda: falsified(finish())))
+            if is_wrong
+            else unharmed
+        )
+        optimizer.zero_grad()
+        loss_of(network, step, hvd.group()).backward()
+        optimizer.step()
+    right = [each == digest(fair) for each in everywhere(digest(network))]
+    assert right == [rank != 4 for rank in range(6)]
+    report = hvd.fault_report()
+    assert report.divergences == {4: 1}
+    assert report.dissents == {4: 4}
