@@ -22,7 +22,7 @@ from horovod_detox.exchange.owners import (
     with_accusations,
 )
 from horovod_detox.exchange.senders import choose_senders, repairs
-from horovod_detox.exchange.step import Step, rule_for
+from horovod_detox.exchange.step import NoMajority, Step, rule_for
 from horovod_detox.exchange.witnesses import confirm
 from horovod_detox.vote.groups import slice_holders
 from horovod_detox.vote.majority import judge
@@ -366,10 +366,14 @@ def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) ->
     Args:
         parts, rule, kept: as of `aggregate`.
     """
-    while True:
+    for _ in range(2 * parts[0]._step.collectives.size):
         if not all(part.is_shared(kept) for part in parts):
             aggregate(parts, rule, kept)
         for part in parts:
             part.receive()
         if all(part.is_shared(kept) for part in parts):
             return
+    raise NoMajority(
+        "no update in this step: slices arrive otherwise than they were fingerprinted, again and "
+        "again, whoever sends them"
+    )

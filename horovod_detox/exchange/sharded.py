@@ -73,6 +73,7 @@ class Sharded:
         self._voted: dict[int, VotedPart] = {}
         self._digests: dict[int, np.ndarray] = {}
         self._findings = Findings()
+        self._without = step.memory.unreliable  # who own nothing
 
     def send(self, part: int) -> None:
         """Let the fingerprints and slices of a part be on their way; its words are final."""
@@ -91,7 +92,7 @@ class Sharded:
 
     def finish(self) -> Outcome:
         """Send what was not sent, wait for the other ranks and return the outcome."""
-        while True:
+        while True:  # as often as there are ranks, at most
             for part in range(len(self._parts)):
                 self.send(part)
                 self.advance()
@@ -118,11 +119,13 @@ class Sharded:
         Raises:
             NoMajority: when there are no others.
         """
-        p, without = self.step.collectives.size, self.step.memory.unreliable
-        without |= self._findings.receivers
-        if len(without) == p:
-            raise NoMajority("no update in this step: no rank receives what the others send")
-        self._parts = cut(len(self.step.copy), p, len(self._parts), without)
+        p, before = self.step.collectives.size, self._without
+        self._without = before | self._findings.receivers
+        if len(self._without) == p or self._without == before:
+            raise NoMajority(
+                "no update in this step: too many ranks do not receive what others send"
+            )
+        self._parts = cut(len(self.step.copy), p, len(self._parts), self._without)
         self._sent, self._voted = {}, {}
 
     def _conclude(self) -> Outcome:
