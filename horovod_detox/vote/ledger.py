@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -22,6 +22,19 @@ OF_RANKS = (MISCALCULATION, DIVERGENCE, RECEPTION)
 """What a rank is named for beside its vote."""
 KINDS = (DISSENT, ABSTENTION, NON_FINITE, *OF_RANKS, SUSPICION)
 KEPT_EVENTS = 10_000
+_POWERS = frozenset(10**n for n in range(1, 19))
+"""After so many steps a fault is told again."""
+QUIET = 10
+"""A fault is over when so many exchanges went well."""
+_VERBS = {
+    DISSENT: "dissented",
+    ABSTENTION: "abstained",
+    NON_FINITE: "was not finite",
+    MISCALCULATION: "miscalculated",
+    DIVERGENCE: "diverged",
+    RECEPTION: "received badly",
+    SUSPICION: "was suspected",
+}
 
 log = logging.getLogger("horovod_detox")
 
@@ -85,6 +98,7 @@ class FaultReport:
         divergences: number of steps in which each rank held another update of the step before.
         receptions: number of steps in which each rank did not receive what others sent.
         suspicions: number of steps in which each rank was one of two of which one is faulty.
+        spans: the first and the last step of each fault, by kind (see `Event`) and rank or group.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
         hosts: the host of every rank; empty when they are not known.
     """
@@ -98,6 +112,7 @@ class FaultReport:
     divergences: dict[int, int] = field(default_factory=dict)
     receptions: dict[int, int] = field(default_factory=dict)
     suspicions: dict[int, int] = field(default_factory=dict)
+    spans: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     hosts: dict[int, str] = field(default_factory=dict)
 
@@ -151,13 +166,38 @@ def _list(things: Iterable[object]) -> str:
     return ", ".join(map(str, things))
 
 
+@dataclass
+class _Fault:
+    """How often something was found, and when.
+
+    Attributes:
+        first, last: its first and its last step.
+        count: in how many steps.
+        exchanges: how many exchanges there had been, of all optimizers, when it was last found.
+        is_said: whether it was told and is not over.
+    """
+
+    first: int
+    last: int = 0
+    count: int = 0
+    exchanges: int = 0
+    is_said: bool = False
+
+    def __str__(self) -> str:
+        """Tell how often and when."""
+        if self.count == 1:
+            return f"in step {self.first}"
+        return f"in {self.count} steps, {self.first} to {self.last}"
+
+
 class Ledger:
     """Append-only account of the verdicts among some ranks of a job.
 
     Args:
         groups: the groups of the ranks, counted from 0.
         ranks: the names under which they are reported; None: as they are counted.
-        logs: whether to log the first fault of every rank and group.
+        logs: whether to log the first fault of every rank and group of a kind, and those after 10,
+            100, 1000 and so on, and when it was over.
         hosts: of the ranks, as they are counted; None: not known.
     """
 
@@ -174,7 +214,7 @@ class Ledger:
         self._hosts = dict(zip(self._ranks, hosts, strict=True)) if hosts else {}
         self._members = [self._named(members) for members in groups.members]
         self._steps = self._skipped = 0
-        self._totals = {kind: Counter() for kind in KINDS}
+        self._faults: dict[str, dict[int, _Fault]] = {kind: {} for kind in KINDS}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._callbacks: list[Callable[[Event], None]] = []
 
@@ -215,6 +255,8 @@ class Ledger:
         for pair in sorted(suspects):
             ranks = self._named(pair)
             self._enter(step, SUSPICION, self._groups.of(pair[0]), ranks, ranks)
+        if self._logs:
+            self._tell_what_is_over(step)
 
     def skip(self, warning: str) -> None:
         """Note that the step which was recorded last had no update; warn of the first."""
@@ -224,7 +266,8 @@ class Ledger:
 
     def report(self) -> FaultReport:
         """Return the account so far."""
-        totals = {kind: dict(sorted(count.items())) for kind, count in self._totals.items()}
+        faults = {kind: dict(sorted(found.items())) for kind, found in self._faults.items()}
+        totals = {kind: {w: f.count for w, f in found.items()} for kind, found in faults.items()}
         return FaultReport(
             steps=self._steps,
             skipped=self._skipped,
@@ -235,6 +278,11 @@ class Ledger:
             divergences=totals[DIVERGENCE],
             receptions=totals[RECEPTION],
             suspicions=totals[SUSPICION],
+            spans={
+                kind: {who: (fault.first, fault.last) for who, fault in found.items()}
+                for kind, found in faults.items()
+                if found
+            },
             events=tuple(self._events),
             hosts=dict(self._hosts),
         )
@@ -249,10 +297,33 @@ class Ledger:
         several = len(set(self._hosts.values())) > 1
         hosts = tuple(self._hosts[rank] for rank in ranks) if several else ()
         event = Event(step, kind, group, ranks, hosts)
-        totals = self._totals[kind]
-        if self._logs and not all(totals[culprit] for culprit in culprits):
+        is_new = False
+        for culprit in culprits:
+            fault = self._faults[kind].setdefault(culprit, _Fault(step))
+            fault.last, fault.exchanges = step, self._steps
+            fault.count += 1
+            is_new |= fault.count == 1
+            if self._logs and fault.count in _POWERS:
+                log.warning("step %d: %s %s", step, self._who(kind, culprit), str(fault))
+            fault.is_said |= fault.count in _POWERS or fault.count == 1
+        if self._logs and is_new:
             log.warning("%s", event)
-        totals.update(culprits)
         self._events.append(event)
         for callback in self._callbacks:
             callback(event)
+
+    def _tell_what_is_over(self, step: int) -> None:
+        """Log which faults were told and were not found for some exchanges."""
+        for kind, found in self._faults.items():
+            for culprit, fault in found.items():
+                if fault.is_said and self._steps - fault.exchanges >= QUIET:
+                    fault.is_said = False
+                    who = self._who(kind, culprit)
+                    log.warning("step %d: over: %s %s", step, who, str(fault))
+
+    def _who(self, kind: str, culprit: int) -> str:
+        """Name a rank or a group, and what it did."""
+        of_group = kind in (ABSTENTION, NON_FINITE)
+        host = "" if of_group or len(set(self._hosts.values())) < 2 else self._hosts[culprit]
+        name = f"{'group' if of_group else 'rank'} {culprit}"
+        return f"{name}{f' (host {host})' if host else ''} {_VERBS[kind]}"

@@ -55,6 +55,50 @@ def test_a_culprit_is_logged_once_and_told_to_callbacks_always(caplog):
     assert [event.step for event in told] == [0, 1, 2]
 
 
+def test_a_fault_that_lasts_is_told_from_one_that_is_over(caplog):
+    ledger = Ledger(GROUPS)
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        for step in range(200):
+            dissenters = (*[2] * (step == 3), *[4] * (step >= 50), *[0] * (100 <= step < 120))
+            groups = Vote(None) if step == 7 else FINE
+            ledger.record(step, Verdict((Vote((0,), tuple(sorted(dissenters))), groups)))
+    assert caplog.messages == [
+        "step 3: group 0 outvoted rank 2",
+        "step 7: group 1 had no majority and was left out (ranks 1, 3, 5)",
+        "step 13: over: rank 2 dissented in step 3",
+        "step 17: over: group 1 abstained in step 7",
+        "step 50: group 0 outvoted rank 4",
+        "step 59: rank 4 dissented in 10 steps, 50 to 59",
+        "step 100: group 0 outvoted rank 0, 4",
+        "step 109: rank 0 dissented in 10 steps, 100 to 109",
+        "step 129: over: rank 0 dissented in 20 steps, 100 to 119",
+        "step 149: rank 4 dissented in 100 steps, 50 to 149",
+    ]
+    assert ledger.report().spans == {
+        "dissent": {0: (100, 119), 2: (3, 3), 4: (50, 199)},
+        "abstention": {1: (7, 7)},
+    }
+
+
+def test_a_fault_that_comes_and_goes_is_not_told_every_time(caplog):
+    ledger = Ledger(GROUPS)
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        for step in range(0, 4000):
+            dissenters = (4,) if step % 20 == 0 else ()
+            ledger.record(step, Verdict((Vote((0,), dissenters), FINE)))
+    assert len(caplog.messages) == 6  # at first, after 10 and 100, and that each was over
+    assert ledger.report().dissents == {4: 200}
+
+
+def test_when_a_fault_began_is_known_after_its_events_are_gone(monkeypatch):
+    monkeypatch.setattr(ledger_module, "KEPT_EVENTS", 5)
+    ledger = Ledger(GROUPS, hosts="aabbcc", logs=False)
+    for step in range(3, 20):
+        ledger.record(step, Verdict((Vote((0,), dissenters=(4,)), FINE)))
+    assert ledger.report().spans == {"dissent": {4: (3, 19)}}
+    assert json.loads(ledger.report().to_json())["spans"] == {"dissent": {"4": [3, 19]}}
+
+
 def test_memory_is_bounded_and_totals_are_not(monkeypatch):
     monkeypatch.setattr(ledger_module, "KEPT_EVENTS", 5)
     ledger = Ledger(GROUPS)
