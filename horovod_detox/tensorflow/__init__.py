@@ -3,6 +3,7 @@
 from horovod.tensorflow import *  # noqa: F403
 
 import horovod_detox.tensorflow.elastic as elastic  # noqa: F401  # not that of the line above
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.frontend.refused import SyncBatchNorm as _SyncBatchNorm
 from horovod_detox.frontend.refused import join as join
 from horovod_detox.tensorflow.compression import Compression as Compression
@@ -29,3 +30,4 @@ group_size = _context.group_size
 num_groups = _context.num_groups
 fault_report = _context.fault_report
 on_fault = _context.on_fault
+__getattr__ = _fall_through(__name__)

@@ -4,6 +4,7 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.packing.tensorflow import BF16, Signs
 
 
@@ -18,3 +19,6 @@ class Compression(hvd.Compression):
 
     bf16: Any = BF16
     sign: Any = Signs
+
+
+__getattr__ = _fall_through(__name__)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from horovod.common.elastic import ObjectState
 from horovod.tensorflow.elastic import run as run
 
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.tensorflow.variables import broadcast_variables, native
 
 
@@ -83,3 +84,6 @@ class TensorFlowKerasState(TensorFlowState):
         """Return the variables of the model and of the optimizer as they are now."""
         optimizer = self.optimizer.variables if self.optimizer is not None else []
         return [*self.model.variables, *optimizer]
+
+
+__getattr__ = _fall_through(__name__)

@@ -249,5 +249,6 @@ def _distribute_v1(optimizer: Any, exchange: GradientExchange, passes: int) -> A
         return list(zip(exchange(gradients, variables), variables, strict=True))
 
     optimizer.compute_gradients = compute_gradients
+    optimizer._optimizer = optimizer  # where Horovod's scripts look for the wrapped one
     optimizer.register_local_var = exchange.register_local
     return optimizer

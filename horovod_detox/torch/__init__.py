@@ -2,6 +2,7 @@
 
 from horovod.torch import *  # noqa: F403
 
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.frontend.refused import SyncBatchNorm as SyncBatchNorm
 from horovod_detox.frontend.refused import join as join
 from horovod_detox.torch.compression import Compression as Compression
@@ -20,3 +21,4 @@ group_size = _context.group_size
 num_groups = _context.num_groups
 fault_report = _context.fault_report
 on_fault = _context.on_fault
+__getattr__ = _fall_through(__name__)

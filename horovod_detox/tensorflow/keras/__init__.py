@@ -4,6 +4,7 @@ from horovod.tensorflow.keras import *  # noqa: F403
 
 import horovod_detox.tensorflow.keras.callbacks as callbacks  # noqa: F401  # not that above
 import horovod_detox.tensorflow.keras.elastic as elastic  # noqa: F401
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.tensorflow import Compression as Compression
 from horovod_detox.tensorflow import broadcast_variables as broadcast_variables
 from horovod_detox.tensorflow import fault_report as fault_report
@@ -25,3 +26,4 @@ from horovod_detox.tensorflow.keras.optimizer import (
 from horovod_detox.tensorflow.keras.optimizer import load_model as load_model
 
 _require_tensorflow()
+__getattr__ = _fall_through(__name__)

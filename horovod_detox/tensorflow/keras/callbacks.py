@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from horovod_detox.exchange.sharing import share
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.tensorflow.context import context, reseed
 from horovod_detox.tensorflow.variables import broadcast_variables, native
 from horovod_detox.vote.groups import Groups
@@ -273,3 +274,6 @@ class FaultReportCallback(_Callback):
             logs["dissents"] = sum(report.dissents.values())
             logs["abstentions"] = sum(report.abstentions.values())
             logs["faulty_ranks"] = len(report.dissents.keys() | report.miscalculations.keys())
+
+
+__getattr__ = _fall_through(__name__)

@@ -5,12 +5,17 @@ from horovod.tensorflow.keras.elastic import UpdateBatchStateCallback as UpdateB
 from horovod.tensorflow.keras.elastic import UpdateEpochStateCallback as UpdateEpochStateCallback
 from horovod.tensorflow.keras.elastic import run as run
 
-from horovod_detox.tensorflow.elastic import TensorFlowKerasState as KerasState
+from horovod_detox.frontend.fall_through import fall_through as _fall_through
+from horovod_detox.tensorflow.elastic import TensorFlowKerasState as TensorFlowKerasState
+
+KerasState = TensorFlowKerasState
 
 __all__ = [
     "CommitStateCallback",
     "KerasState",
+    "TensorFlowKerasState",
     "UpdateBatchStateCallback",
     "UpdateEpochStateCallback",
     "run",
 ]
+__getattr__ = _fall_through(__name__)

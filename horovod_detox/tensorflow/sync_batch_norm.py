@@ -1,0 +1,5 @@
+"""`horovod.tensorflow.sync_batch_norm`, refused."""
+
+from horovod_detox.frontend.refused import SyncBatchNorm as _SyncBatchNorm
+
+SyncBatchNormalization = _SyncBatchNorm

@@ -1,0 +1,7 @@
+"""`horovod.torch.elastic.state` as it is."""
+
+from horovod.torch.elastic.state import *  # noqa: F403
+
+from horovod_detox.frontend.fall_through import fall_through
+
+__getattr__ = fall_through(__name__)
