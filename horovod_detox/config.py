@@ -39,7 +39,8 @@ class Detox:
             is told from it.
         momentum: beta; the aggregators get the running mean `m <- beta m + (1 - beta) v` of each
             group's votes v, so that a lie cannot hide in the noise of single steps (Karimireddy,
-            He, Jaggi, ICML 2021), in place of the optimizer's own. 0: the votes themselves.
+            He, Jaggi, ICML 2021), in place of the optimizer's own. The owner of a slice keeps them
+            for all: with `witnesses=2` one whose means go wrong is named. 0: the votes themselves.
         tolerance: for jobs whose honest ranks cannot compute the same bits: copies of a group agree
             when they are so close, relative to their lengths, which is a weaker promise: see
             docs/tolerance.md (`sharded` only, without witnesses). 0: when their bits are equal.

@@ -13,6 +13,7 @@ from horovod_detox.aggregators.gram import averaging
 _SUBSETS = 10_000
 """The most subsets that SMEA searches."""
 _CHUNK = 256
+_LARGE = 1e140
 _NO_MASS = 1e-9
 """What rounding leaves of the weight of a copy of the farthest vote."""
 
@@ -33,7 +34,7 @@ class CAF(Aggregator):
     f: int | None = None
 
     def weights(self, gram: np.ndarray) -> np.ndarray:
-        votes, n = gram[:-1, :-1], len(gram) - 1
+        votes, n = _moderate(gram[:-1, :-1]), len(gram) - 1
         best, least = np.full(n, 1 / n), np.inf
         masses = np.ones(n)
         while masses.sum() > n - 2 * self.faults(n):
@@ -86,6 +87,12 @@ class SMEA(Aggregator):
             eigenvalues[chunk] = largest_eigenvalues(votes, subsets[chunk])
         first = np.flatnonzero(eigenvalues <= eigenvalues.min() * (1 + 1e-9))[0]
         return averaging(subsets[first], n)
+
+
+def _moderate(gram: np.ndarray) -> np.ndarray:
+    """Return a Gram matrix whose squares do not overflow: divided by a power of two, if need be."""
+    largest = gram.diagonal().max()
+    return gram if largest < _LARGE else np.ldexp(gram, -np.frexp(largest)[1])
 
 
 def _centred(gram: np.ndarray, shares: np.ndarray) -> np.ndarray:

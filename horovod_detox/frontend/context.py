@@ -104,9 +104,9 @@ class Context:
         session = self.session()
         self.before_engines(process_set)
         attack = attack or session.attack
+        plan = session.plan(process_set.ranks)  # an error is raised on all ranks that come here
         if not process_set.included():
             return None
-        plan = session.plan(process_set.ranks)
         if plan is None:
             if attack is not None:
                 warnings.warn("a single process rehearses no attack", stacklevel=4)

@@ -219,7 +219,7 @@ class Ledger:
         self._callbacks: list[Callable[[Event], None]] = []
 
     def subscribe(self, callback: Callable[[Event], None]) -> None:
-        """Call `callback(event)` for every event from now on."""
+        """Call `callback(event)` for every event from now on; its errors are logged."""
         self._callbacks.append(callback)
 
     def record(
@@ -310,7 +310,10 @@ class Ledger:
             log.warning("%s", event)
         self._events.append(event)
         for callback in self._callbacks:
-            callback(event)
+            try:
+                callback(event)
+            except Exception:  # this rank goes on as all others do
+                log.exception("a callback of on_fault failed at %s", event)
 
     def _tell_what_is_over(self, step: int) -> None:
         """Log which faults were told and were not found for some exchanges."""

@@ -225,3 +225,12 @@ def test_adaptive_clipping_spares_the_shortest():
     norms = np.linalg.norm(AdaptiveClipping(3)(votes), axis=1)
     # floor(2 * 3 / 15 * 12) = 4 votes are clipped to the length of the next shorter, 11.
     np.testing.assert_allclose(norms, np.minimum(np.arange(1, 16), 11))
+
+
+def test_caf_stands_numbers_whose_squares_of_squares_overflow():
+    votes = np.random.default_rng(0).standard_normal((9, 20))
+    votes[8] += 50
+    rule = by_name("caf(f=1)")
+    with np.errstate(all="raise", under="ignore"):
+        large = rule(votes * 2.0**270)
+    assert (large == rule(votes) * 2.0**270).all()

@@ -99,6 +99,22 @@ def test_when_a_fault_began_is_known_after_its_events_are_gone(monkeypatch):
     assert json.loads(ledger.report().to_json())["spans"] == {"dissent": {"4": [3, 19]}}
 
 
+def test_a_callback_that_fails_stops_nobody(caplog):
+    def failing(event):
+        raise RuntimeError(event)
+
+    told = []
+    ledger = Ledger(GROUPS, logs=False)
+    ledger.subscribe(failing)
+    ledger.subscribe(told.append)
+    ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), Vote(None))))
+    assert len(told) == 2
+    assert ledger.report().dissents == {2: 1, 4: 1}
+    assert (
+        caplog.messages[0] == "a callback of on_fault failed at step 0: group 0 outvoted rank 2, 4"
+    )
+
+
 def test_memory_is_bounded_and_totals_are_not(monkeypatch):
     monkeypatch.setattr(ledger_module, "KEPT_EVENTS", 5)
     ledger = Ledger(GROUPS)

@@ -372,3 +372,16 @@ def test_ranks_that_arrive_at_different_times_do_not_mix_up():
         return network
 
     assert same_everywhere(delayed(train(sgd, steps=5)))
+
+
+def test_a_process_set_that_is_too_small_is_refused_on_all_ranks(start):
+    """Its members alone would raise, and the others wait for them."""
+    start(group_size=3)
+    subset = hvd.add_process_set([0, 1])
+    try:
+        with pytest.raises(ValueError, match="2 ranks cannot form a group of 3"):
+            hvd.DistributedOptimizer(
+                torch.optim.SGD(model().parameters(), lr=0.1), process_set=subset
+            )
+    finally:
+        hvd.remove_process_set(subset)
