@@ -1,5 +1,6 @@
 """Steps in which too few votes are left: skipped by all ranks, counted, and not for ever."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.step import NoMajority
 from tests.cluster import layout_of
+from tests.exchange.test_witnesses import Miscalculating
 
 WIDTH = 600
 LAYOUT = layout_of(np.zeros(WIDTH, np.float32))
@@ -138,6 +140,41 @@ def test_where_no_step_may_be_skipped_the_first_ends_the_job(detox, skips, caplo
         assert "every group lost its majority" in str(error)
         assert (report.steps, report.skipped) == (2, 0)
     assert "skip" not in caplog.text
+
+
+@pytest.mark.parametrize("outer", ["median", "krum"])
+def test_nothing_is_under_way_after_a_step_that_witnesses_cannot_decide(outer):
+    """In every part a witness has another result than the owner; Horovod's names are taken."""
+    detox = Detox(2, outer=outer, witnesses=1, one_round_bytes=0, overlap_bytes=900)
+    plan = detox.plan(8)
+
+    class Waited:
+        """The seam of one rank, which keeps what is under way."""
+
+        def __init__(self, collectives):
+            self._collectives, self.under_way = collectives, []
+            self.rank, self.size = collectives.rank, collectives.size
+
+        def __getattr__(self, name):
+            def call(*args, **kwargs):
+                handle = getattr(self._collectives, name)(*args, **kwargs)
+                self.under_way.append(handle)
+                return handle
+
+            return call
+
+    def program(collectives):
+        seam: Any = Waited(collectives)
+        mine: Any = plan
+        if collectives.rank == 2:
+            mine = replace(plan, rule=Miscalculating(plan.rule))  # type: ignore[arg-type]
+        engine = Engine(mine, seam, skips=True)
+        gradient = np.full(WIDTH, 1.0 + plan.groups.of(collectives.rank), np.float32)
+        outcome = exchange(engine, LAYOUT.pack([gradient]))
+        assert len(engine.parts(LAYOUT)) > 1
+        return outcome.failure is not None, [h for h in seam.under_way if not h._is_gone]
+
+    assert InProcessCluster(8).run(program) == [(True, [])] * 8
 
 
 def test_who_goes_on_after_the_error_is_in_step_with_the_others():
