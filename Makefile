@@ -117,6 +117,8 @@ test-oldest:
 	@$(PYTHON) tools/oldest.py $(extras) > .venv-oldest/constraints.txt
 	@.venv-oldest/bin/python -m pip --disable-pip-version-check install --quiet \
 	    --constraint .venv-oldest/constraints.txt --editable '.[torch,lab,measuring,test]'
+	@# Two workers that compile at once would write over each other's code on disk.
+	@.venv-oldest/bin/python -c 'from horovod_detox.arrays import compilation; compilation.prepare()'
 	$(MAKE) one-process venv=.venv-oldest
 
 one-process:
