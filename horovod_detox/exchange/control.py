@@ -110,8 +110,9 @@ class Control:
             if 2 * len(self.diverged) >= len(records):
                 step = records["step"][0] - 1
                 raise RanksDisagree(
-                    f"no update of step {step} is that of most ranks (not of {self.diverged}): the "
-                    "aggregation is not deterministic across these machines"
+                    f"no update of step {step} is that of most ranks: ranks {[*self.diverged]} "
+                    "differ from the most frequent one. Give all ranks the same processors and "
+                    "versions, or Detox(exchange='sharded', one_round_bytes=0)"
                 )
         if not records["flags"].any():
             return

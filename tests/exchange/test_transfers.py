@@ -1,7 +1,6 @@
 """Slices that arrive otherwise than they were sent: who is named, and that the job goes on."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,9 @@ from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.collectives import Message
-from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
 from measuring.traffic import Traffic
-from tests.cluster import failing_everywhere, layout_of
+from tests.cluster import layout_of
 
 WIDTH = 3000
 LAYOUT = layout_of(np.zeros(WIDTH, np.float32))
@@ -221,7 +219,7 @@ def test_a_single_flip_on_the_way_makes_two_suspects_and_blames_nobody(way):
     flips = []
 
     def received(name, sender, words):
-        if name.startswith("slices") and sender == 7 and len(words) and not flips:
+        if name.startswith("slices") and sender == 0 and len(words) and not flips:
             flips.append(sender)
             return words ^ 4
         return words
@@ -229,21 +227,23 @@ def test_a_single_flip_on_the_way_makes_two_suspects_and_blames_nobody(way):
     for updates, report, counts in run(detox, 9, {1: {"received": received}}):
         assert updates == fair[0][0]
         assert (report.dissents, report.receptions) == ({}, {})
-        assert report.suspicions == ({1: 1, 7: 1} if flips else {})
+        assert report.suspicions == {0: 1, 1: 1}
         assert counts[1:] == fair[0][2][1:]
 
 
 def test_a_second_accusation_in_another_step_tells_who_it_is():
-    """With a single group each slice has one sender; the suspected one is not asked again."""
+    """A suspected sender is not asked again; of another, the same receiver says the same."""
     detox = Detox(group_size=3, outer="mean", one_round_bytes=0, overlap_bytes=0)
-    fair = run(detox, 3, {})
+    fair = run(detox, 6, {})
 
     def received(name, sender, words):
         return stuck(words) if name.startswith("slices") and sender != 1 else words
 
-    for updates, report, _ in run(detox, 3, {1: {"received": received}}):
+    for updates, report, _ in run(detox, 6, {1: {"received": received}}):
         assert updates == fair[0][0]
-        assert report.dissents == {}
+        assert (report.dissents, report.receptions) == ({}, {1: 1})
+        assert report.suspicions == {0: 1, 1: 1}
+        assert report.spans["reception"] == {1: (1, 1)}
 
 
 def test_a_group_nobody_of_which_sends_rightly_has_no_vote():
@@ -281,63 +281,6 @@ def test_several_bad_receivers_one_after_another():
         assert updates == fair[0][0]
         assert (report.dissents, report.suspicions) == ({}, {})
         assert set(report.receptions) == {0, 3, 8}
-
-
-def test_who_receives_the_update_wrongly_is_named_in_the_next_step_and_outvoted():
-    detox = settings_of("whole")
-    fair = run(detox, 9, {})
-    steps = []
-
-    def received(name, sender, words):
-        if name.startswith("update") and sender == 5:
-            steps.append(name)
-            return stuck(words) if len(steps) == 1 else words
-        return words
-
-    results = run(detox, 9, {2: {"received": received}})
-    for rank, (updates, report, _) in enumerate(results):
-        assert updates[1:] == fair[0][0][1:]
-        assert (updates[0] == fair[0][0][0]) == (rank != 2)
-        assert report.divergences == {2: 1}
-        assert (report.dissents, report.receptions) == ({}, {})
-    event = results[0][1].events[0]
-    assert str(event) == "step 1: rank 2 held another update of the step before than most ranks"
-
-
-@pytest.mark.parametrize("exchange", ["sharded", "gathered", "leaders"])
-def test_who_computed_another_update_is_named_in_every_exchange(exchange):
-    plan = Detox(exchange=exchange, one_round_bytes=0).plan(6)
-
-    def program(collectives):
-        engine = Engine(plan, collectives)
-        words = LAYOUT.pack([np.ones(WIDTH, np.float32)])
-        unharmed = engine._finish
-        if collectives.rank == 3:
-            engine._finish = lambda step, finish: unharmed(step, lambda: falsified(finish()))
-        engine.exchange(words, LAYOUT)
-        engine._finish = unharmed
-        engine.exchange(words, LAYOUT)
-        engine.exchange(words, LAYOUT)
-        return engine.ledger.report().divergences
-
-    def falsified(outcome):
-        return replace(outcome, update=outcome.update + 1, digest=None)
-
-    assert InProcessCluster(6).run(program) == [{3: 1}] * 6
-
-
-def test_half_of_the_ranks_with_another_update_end_the_job():
-    plan = Detox(one_round_bytes=0).plan(6)
-
-    def program(collectives):
-        engine = Engine(plan, collectives)
-        words = LAYOUT.pack([np.ones(WIDTH, np.float32)])
-        engine.exchange(words, LAYOUT)
-        if collectives.rank < 3:
-            engine._digest = engine._digest + 1
-        engine.exchange(words, LAYOUT)
-
-    failing_everywhere(program, 6, RanksDisagree, "no update of step 0 is that of most ranks")
 
 
 @settings(max_examples=40)
