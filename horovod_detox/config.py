@@ -266,6 +266,11 @@ class Plan:
         return self.given.prepared(len(self.groups) - len(silenced), f)
 
     @property
+    def captured(self) -> int:
+        """Return how many votes `num_byzantine` ranks can capture; 0 where it is not given."""
+        return faulty_votes(self.config.num_byzantine or 0, self.groups)
+
+    @property
     def tolerance(self) -> float:
         """Return how close copies of a group must be; 0: equal."""
         return self.config.tolerance

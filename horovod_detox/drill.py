@@ -100,14 +100,20 @@ class DrilledEngine:
         self._collectives = collectives
         self._drill = CopyDrill(attack, collectives.rank, engine.plan)
 
-    def exchange(self, copy: Copy, layout: Layout, update: Words | None = None) -> Outcome:
+    def exchange(
+        self,
+        copy: Copy,
+        layout: Layout,
+        update: Words | None = None,
+        is_complete: bool = True,
+    ) -> Outcome:
         """Corrupt the copy if this rank lies now, and exchange it: see `Engine.exchange`.
 
         An omniscient attack makes all ranks gather all copies: traffic that only drills have.
         """
         everyone = self._gather(copy, layout) if self._attack.omniscient else None
         sent = self._drill.corrupt(self._engine.step, copy, layout, everyone)
-        return self._engine.exchange(sent, layout, update)
+        return self._engine.exchange(sent, layout, update, is_complete)
 
     def _gather(self, copy: Copy, layout: Layout) -> list[np.ndarray]:
         """Return each flat buffer of all ranks, `(p, length)`."""

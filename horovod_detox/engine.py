@@ -70,15 +70,23 @@ class Engine:
         """Return the number of exchanges so far."""
         return self.history.step
 
-    def exchange(self, copy: Copy, layout: Layout, update: Words | None = None) -> Outcome:
+    def exchange(
+        self,
+        copy: Copy,
+        layout: Layout,
+        update: Words | None = None,
+        is_complete: bool = True,
+    ) -> Outcome:
         """Turn this rank's copy into the update that all ranks share.
 
         Args:
             copy: `(w,)` words, left as they are.
             layout: what the words are.
             update: `(w,)` words that the update may be written to; None: new ones.
+            is_complete: whether this rank has all of its gradients; the missing ones are zero.
 
         Raises:
+            Postponed: on every rank, when too many have not all of their gradients.
             RanksDisagree: on every rank, when the parameters or the updates so far differ.
             NoMajority: on every rank, when too many groups lost their majority, in this step or, if
                 such steps are skipped, in too many one after another.
@@ -88,7 +96,7 @@ class Engine:
         if update is None:
             update = namespace(copy).empty((layout.words,), copy, "int64")
         name = self._exchange_name(layout)
-        step = self._begin_step(copy, layout, update)
+        step = self._begin_step(copy, layout, update, is_complete)
         return self._finish(step, lambda: ALL_EXCHANGES[name].exchange(step))
 
     def parts(self, layout: Layout) -> list[Part]:
@@ -119,12 +127,14 @@ class Engine:
         """Return the outcome of an exchange that was begun; raise what `exchange` does.
 
         Args:
-            begun: what `begin` returned.
+            begun: what `begin` returned; one that was postponed may be finished later.
             finish: has it finish; None: this thread does.
         """
         return self._finish(begun.step, finish or begun.finish)
 
-    def _begin_step(self, copy: Copy, layout: Layout, update: Words) -> Step:
+    def _begin_step(
+        self, copy: Copy, layout: Layout, update: Words, is_complete: bool = True
+    ) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
         control = Control(self._collectives, self.step, layout, self._digest, self._settings)
         if self._secret is None:
@@ -142,6 +152,7 @@ class Engine:
             Fingerprints(self._secret, self.step, self.plan.config.fingerprint),
             memory,
             update,
+            is_complete,
         )
 
     def _finish(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:

@@ -8,6 +8,7 @@ not, all of them go through the same control rounds, which deal with it, and the
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,17 +22,31 @@ RECORD = np.dtype(
         ("layout", np.int64, 2),  # the digest of what the words of the copy are
         ("update", np.int64, 2),  # the digest of the update of the exchange before
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
-        ("flags", np.int64),  # what is not the usual: nothing yet
+        ("flags", np.int64),  # what is not the usual: INCOMPLETE
     ]
 )
 """What a rank tells all others with every exchange."""
 _WORDS = RECORD.itemsize // 8
+INCOMPLETE = 1
+"""The flag of a rank that has not all of its gradients: it sends no copy beside the record."""
 ENTROPY = 32
 """Random bytes of each rank, and of the secret."""
 
 
 class RanksDisagree(RuntimeError):
     """The ranks are not in the same step, or do not hold the same parameters or updates."""
+
+
+class ParametersDiffer(RanksDisagree):
+    """The ranks do not exchange the gradients of the same parameters.
+
+    Attributes:
+        lists: of each rank, what its layout says of the parameters.
+    """
+
+    def __init__(self, lists: Sequence[Sequence[Any]]) -> None:
+        super().__init__(f"the parameters differ between ranks: {difference(lists)}")
+        self.lists = lists
 
 
 class Control:
@@ -46,6 +61,7 @@ class Control:
 
     Attributes:
         diverged: the ranks that hold another update of the exchange before than most, ascending.
+        incomplete: the ranks that have not all of their gradients yet.
     """
 
     def __init__(
@@ -59,6 +75,7 @@ class Control:
         self._collectives = collectives
         self._layout = layout
         self.diverged: tuple[int, ...] = ()
+        self.incomplete: set[int] = set()
         self._record = np.array([(step, layout.digest, update, settings, 0)], RECORD)
 
     def introduce(self) -> bytes:
@@ -77,12 +94,14 @@ class Control:
         random = self.hear(list(gathered))
         return hashlib.blake2b(np.concatenate(random).tobytes(), digest_size=ENTROPY).digest()
 
-    def tell(self, facts: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+    def tell(self, facts: Sequence[int] | np.ndarray = (), is_complete: bool = True) -> np.ndarray:
         """Return this rank's record with facts behind it: `(n,)` of int64."""
-        return np.concatenate([self._record.view(np.int64), np.asarray(facts, np.int64)])
+        record = self._record.copy()
+        record["flags"] |= 0 if is_complete else INCOMPLETE
+        return np.concatenate([record.view(np.int64), np.asarray(facts, np.int64)])
 
     def hear(self, told: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the facts of every rank, given what each told, if this exchange is ordinary.
+        """Return the facts of every rank, given what each told; note who is incomplete.
 
         Raises:
             RanksDisagree: on every rank, when one is about to do something else.
@@ -99,7 +118,7 @@ class Control:
             raise RanksDisagree(f"the ranks are in different steps: {steps} by rank")
         if _differ(records["layout"]):
             lists = share(self._collectives, "parameters", self._layout.parameters)
-            raise RanksDisagree(f"the parameters differ between ranks: {difference(lists)}")
+            raise ParametersDiffer(lists)
         if _differ(records["settings"]):
             raise RanksDisagree(
                 f"ranks {_minority(records['settings'])} exchange gradients in another way than "
@@ -114,10 +133,9 @@ class Control:
                     "differ from the most frequent one. Give all ranks the same processors and "
                     "versions, or Detox(exchange='sharded', one_round_bytes=0)"
                 )
-        if not records["flags"].any():
-            return
-        odd = np.flatnonzero(records["flags"]).tolist()
-        raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
+        self.incomplete |= set(np.flatnonzero(records["flags"] & INCOMPLETE).tolist())
+        if odd := np.flatnonzero(records["flags"] & ~INCOMPLETE).tolist():
+            raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
 
 
 def _differ(digests: np.ndarray) -> bool:

@@ -13,9 +13,8 @@ from horovod_detox.exchange.step import Outcome, Step
 
 def exchange(step: Step) -> Outcome:
     """Turn this rank's copy into the update that all ranks share."""
-    memory, control = step.memory, step.control
-    messages = step.collectives.allgather_words("copies", control.tell(), step.copy).wait()
-    control.hear([message.facts for message in messages])
+    memory, send = step.memory, step.collectives.allgather_words
+    messages = step.begin(lambda told, copy: send("copies", told, copy).wait())
     copies = [view(message.words) for message in messages]
     if memory.previous is not None:
         memory = replace(memory, previous=view(memory.previous))

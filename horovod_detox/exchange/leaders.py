@@ -39,10 +39,10 @@ def exchange(step: Step) -> Outcome:
     (part,) = cut(len(copy), p)
     bounds = part.slices
 
-    told = step.control.tell()
-    copies = _multicast(collectives, "copies", copy, members, told).wait()
-    step.control.hear([message.facts for message in copies])
-    copies = [message.words for message in copies]
+    begun = step.begin(
+        lambda told, words: _multicast(collectives, "copies", words, members, told).wait()
+    )
+    copies = [message.words for message in begun]
 
     seen = examine_together(step.buffers, [copies[member] for member in members], bounds)
     vote = majority_vote(members, seen)

@@ -65,25 +65,26 @@ class _Slices:
 
 
 class SentPart:
-    """A part whose fingerprints and slices are on their way."""
+    """A part whose fingerprints and slices are on their way, or the word that they are not yet."""
 
-    def __init__(self, step: Step, part: Part, findings: Findings) -> None:
+    def __init__(self, step: Step, part: Part, findings: Findings, is_complete: bool) -> None:
         groups, rank = step.plan.groups, step.collectives.rank
         self._slices, self._findings = _Slices(step, part), findings
         distrusted = step.memory.distrusted | findings.senders
         self._senders = choose_senders(groups, step.collectives.size, distrusted)
-        mine = np.flatnonzero(self._senders[groups.of(rank)] == rank).tolist()
-        facts = step.control.tell(
-            examine(step.fingerprints, step.buffers, step.copy, part.slices).ravel()
-        )
+        mine, seen = [], NOTHING
+        if is_complete:
+            mine = np.flatnonzero(self._senders[groups.of(rank)] == rank).tolist()
+            seen = examine(step.fingerprints, step.buffers, step.copy, part.slices).ravel()
+        facts = step.control.tell(seen, is_complete)
         self._received = self._slices.send("slices", mine, facts)
 
     def is_received(self) -> bool:
         """Return whether `vote` would not wait."""
         return all(handle.is_done() for handle in self._received)
 
-    def vote(self) -> "VotedPart":
-        """Wait for the other ranks, and vote.
+    def vote(self) -> "VotedPart | None":
+        """Wait for the other ranks, and vote; None: some have not sent it yet.
 
         Raises:
             RanksDisagree: on every rank, when one is about to do something else.
@@ -91,6 +92,8 @@ class SentPart:
         received: list[Sequence[Message]] = [handle.wait() for handle in self._received]
         p, control = len(received[0]), self._slices.step.control
         facts = control.hear([message.facts for message in received[0]])
+        if any(len(each) == 0 for each in facts):
+            return None
         table = np.stack(facts).reshape(p, p, -1)
         words = [[message.words for message in messages] for messages in received]
         return VotedPart(self._slices, self._senders, table, words, self._findings)

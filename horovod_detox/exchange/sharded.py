@@ -47,7 +47,7 @@ from horovod_detox.vote.majority import Verdict, merge
 def exchange(step: Step) -> Outcome:
     """Turn this rank's copy into the update that all ranks share."""
     parts = cut(len(step.copy), step.collectives.size, without=step.memory.unreliable)
-    return Sharded(step, parts).finish()
+    return Sharded(step, parts).finish(None if step.is_complete else lambda: None)
 
 
 class Sharded:
@@ -72,18 +72,27 @@ class Sharded:
         self.step, self._parts, self._on_update = step, parts, on_update
         self._sent: dict[int, SentPart] = {}
         self._voted: dict[int, VotedPart] = {}
+        self._incomplete: set[int] = set()  # parts that some ranks cannot send yet
         self._digests: dict[int, np.ndarray] = {}
         self._findings = Findings()
         self._without = step.memory.unreliable  # who own nothing
 
-    def send(self, part: int) -> None:
-        """Let the fingerprints and slices of a part be on their way; its words are final."""
+    def send(self, part: int, is_complete: bool = True) -> None:
+        """Let the fingerprints and slices of a part be on their way; its words are final.
+
+        Without all of its gradients, tell the others so.
+        """
         if part not in self._sent:
-            self._sent[part] = SentPart(self.step, self._parts[part], self._findings)
+            sent = SentPart(self.step, self._parts[part], self._findings, is_complete)
+            self._sent[part] = sent
+
+    def has_votes(self, parts: Collection[int]) -> bool:
+        """Return whether these parts were sent by all ranks, and voted on."""
+        return self._voted.keys() >= set(parts)
 
     def advance(self) -> None:
         """Go on with the parts that were sent, without waiting for another rank."""
-        for part in sorted(self._sent.keys() - self._voted.keys()):
+        for part in sorted(self._sent.keys() - self._voted.keys() - self._incomplete):
             if self._sent[part].is_received():
                 self._vote(part)
         for part, voted in self._voted.items():
@@ -91,15 +100,32 @@ class Sharded:
                 voted.receive()
                 self._hand_on(part)
 
-    def finish(self) -> Outcome:
-        """Send what was not sent, wait for the other ranks and return the outcome."""
+    def finish(self, complete: Callable[[], None] | None = None) -> Outcome:
+        """Send what was not sent, wait for the other ranks and return the outcome.
+
+        Args:
+            complete: writes what this rank has of all other gradients into the copy, in which some
+                are missing; None: none are.
+
+        Raises:
+            Postponed: on every rank, when too many have not all of their gradients. What was sent
+                by all counts; the rest is to be finished later.
+        """
+        is_complete = complete is None
         while True:  # as often as there are ranks, at most
             for part in range(len(self._parts)):
-                self.send(part)
+                self.send(part, is_complete)
                 self.advance()
             for part in range(len(self._parts)):
                 self._vote(part)
                 self.advance()
+            if self._incomplete:
+                self._recall()
+                self.step.go_on()
+                if complete is not None:
+                    complete()
+                is_complete = True
+                continue
             try:
                 return self._conclude()
             except NoMajority:
@@ -175,12 +201,22 @@ class Sharded:
                 self._hand_on(part)
         return verdict, non_finite
 
-    def _vote(self, part: int) -> VotedPart:
-        """Return a part whose votes are known; wait for its slices if they are not here yet."""
-        if part not in self._voted:
-            self._voted[part] = self._sent[part].vote()
-            self._voted[part].go_ahead()
-        return self._voted[part]
+    def _recall(self) -> None:
+        """Let the parts be sent again that some ranks could not send."""
+        for part in self._incomplete:
+            del self._sent[part]
+        self._incomplete.clear()
+
+    def _vote(self, part: int) -> None:
+        """Let the votes on a part be known; wait for its slices if they are not here yet."""
+        if part in self._voted or part in self._incomplete:
+            return
+        voted = self._sent[part].vote()
+        if voted is None:
+            self._incomplete.add(part)
+            return
+        self._voted[part] = voted
+        voted.go_ahead()
 
     def _hand_on(self, part: int) -> None:
         """Tell that a part of the update is there, unless that was told."""

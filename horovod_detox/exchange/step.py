@@ -1,6 +1,6 @@
 """What an exchange is given and returns, and the one place that decides when there is no update."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from horovod_detox.aggregators import Aggregator, Hierarchy, TooFewVotes
 from horovod_detox.arrays.namespaces import Copy, Words
-from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.collectives import Collectives, Message
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.momentum import Means, Momentum
 from horovod_detox.packing.layout import Buffers
@@ -26,6 +26,8 @@ class Plan(Protocol):
     @property
     def rule(self) -> Hierarchy: ...
     def rule_without(self, silenced: Collection[int]) -> Hierarchy: ...
+    @property
+    def captured(self) -> int: ...
     @property
     def tolerance(self) -> float: ...
     @property
@@ -77,6 +79,7 @@ class Step:
         fingerprints: of this step.
         memory: what is known from earlier steps.
         update: `(w,)` words of any contents, which the update is written to.
+        is_complete: whether this rank has all of its gradients; else its copy is what it has.
     """
 
     collectives: Collectives
@@ -87,6 +90,40 @@ class Step:
     fingerprints: Fingerprints
     memory: Memory
     update: Words
+    is_complete: bool = True
+
+    def begin(self, send: Callable[[np.ndarray, Copy], Sequence[Message]]) -> Sequence[Message]:
+        """Return the messages that begin an exchange, when each brings the copy of a rank.
+
+        Args:
+            send: sends facts and this rank's copy, or nothing of it; returns the messages of all.
+
+        Raises:
+            Postponed: on every rank, when too many have not all of their gradients.
+        """
+        is_complete = self.is_complete
+        while True:
+            told = self.control.tell(is_complete=is_complete)
+            messages = send(told, self.copy if is_complete else self.copy[:0])
+            self.control.hear([message.facts for message in messages])
+            if not self.control.incomplete:
+                return messages
+            self.go_on()
+            is_complete = True
+
+    def go_on(self) -> None:
+        """Go on though gradients are missing on some ranks, where they count as zero.
+
+        It must be more groups than faulty ranks can capture whose ranks, for the most part, have
+        all of theirs.
+
+        Raises:
+            Postponed: on every rank, when it is not.
+        """
+        incomplete, self.control.incomplete = self.control.incomplete, set()
+        complete = set(range(self.collectives.size)) - incomplete
+        if self.plan.groups.with_most_of(complete) <= self.plan.captured:
+            raise Postponed
 
     def cut(self, start: int, stop: int) -> "Step":
         """Return the step of a slice of the words."""
@@ -97,6 +134,10 @@ class Step:
             memory=self.memory.cut(start, stop),
             update=self.update[start:stop],
         )
+
+
+class Postponed(Exception):
+    """The backward pass is not the last of this step: gradients are missing on too many ranks."""
 
 
 class NoMajority(RuntimeError):

@@ -16,10 +16,13 @@ Owners compare the very words that they aggregate, so nobody can send others tha
 A rank receives `2 (p - 1) / p` times the gradient, as with allreduce.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from horovod_detox.arrays.namespaces import Copy
 from horovod_detox.exchange.aggregation import Columns, decide
-from horovod_detox.exchange.collectives import NOTHING
+from horovod_detox.exchange.collectives import NOTHING, Message
 from horovod_detox.exchange.cut import cut
 from horovod_detox.exchange.owners import aggregate_slices, share_slices
 from horovod_detox.exchange.step import Outcome, Step, rule_for
@@ -28,15 +31,16 @@ from horovod_detox.vote.distances import distances_in_groups
 
 def exchange(step: Step) -> Outcome:
     """Turn this rank's copy into the update that all ranks share."""
-    collectives, plan, control = step.collectives, step.plan, step.control
+    collectives, plan = step.collectives, step.plan
     p = collectives.size
     (part,) = cut(len(step.copy), p)
     mine = step.cut(*part.slices[collectives.rank])
 
-    slices = [step.copy[i:j] for i, j in part.slices]
-    messages = collectives.alltoall("slices", control.tell(), slices, step.update).wait()
-    control.hear([message.facts for message in messages])
-    copies = [message.words for message in messages]
+    def send(told: np.ndarray, copy: Copy) -> Sequence[Message]:
+        slices = [copy[i:j] for i, j in part.slices]
+        return collectives.alltoall("slices", told, slices, step.update).wait()
+
+    copies = [message.words for message in step.begin(send)]
 
     distances = distances_in_groups(plan.groups, mine.buffers, copies)
     gathered = collectives.allgather("distances", distances.ravel().view(np.int64)).wait()

@@ -3,7 +3,7 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from horovod_detox.arrays.namespaces import Copy, Words
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.driver import Driver, Task
 from horovod_detox.exchange.sharded import Sharded
-from horovod_detox.exchange.step import Outcome
+from horovod_detox.exchange.step import Outcome, Postponed
 from horovod_detox.packing.layout import Layout
 
 Place = AbstractContextManager[Any]
@@ -76,14 +76,22 @@ class Overlap:
         under_way, place = self._begun(), self._packing.place()
         self._driver.submit(partial(under_way.add, self._index[parameter], place))
 
-    def finish(self) -> Outcome:
-        """Take the other gradients as they are, replace all by the update, return the outcome."""
-        return self._end(is_wanted=True)
+    def finish(self, is_complete: bool = True) -> Outcome:
+        """Take the other gradients as they are, replace all by the update, return the outcome.
+
+        Args:
+            is_complete: whether these are all there.
+
+        Raises:
+            Postponed: on every rank, when too many lack some; to be finished later.
+        """
+        return self._end(is_complete, is_wanted=True)
 
     def abandon(self) -> None:
         """End an exchange whose outcome nobody wants: the other ranks wait for it."""
-        if self._under_way is not None:
-            self._end(is_wanted=False)
+        while self._under_way is not None:
+            with suppress(Postponed):
+                self._end(is_complete=True, is_wanted=False)
 
     def _begun(self) -> "_UnderWay":
         """Return the exchange under way; begin it with the first gradient of a step."""
@@ -96,11 +104,15 @@ class Overlap:
             self._under_way = under_way
         return self._under_way
 
-    def _end(self, is_wanted: bool) -> Outcome:
-        under_way, place = self._begun(), self._packing.place()
+    def _end(self, is_complete: bool, is_wanted: bool) -> Outcome:
+        under_way, packing = self._begun(), self._packing
+        finish = partial(under_way.finish, is_complete, is_wanted, packing.place())
         self._under_way = None
-        finish, packing = partial(under_way.finish, is_wanted, place), self._packing
-        outcome = self._engine.finish(under_way.sharded, lambda: self._driver.call(finish))
+        try:
+            outcome = self._engine.finish(under_way.sharded, lambda: self._driver.call(finish))
+        except Postponed:
+            self._under_way = under_way
+            raise
         if outcome.failure is not None and is_wanted:
             packing.unpack(packing.update, self._factor, range(len(packing.parameters)))
         return outcome
@@ -132,7 +144,7 @@ class _UnderWay:
 
         def work() -> None:
             self._packing.pack([index])
-            self._to_pack.remove(index)
+            self._to_pack.discard(index)
             for part in self._parts_of[index]:
                 self._missing[part] -= 1
                 if not self._missing[part]:
@@ -141,14 +153,29 @@ class _UnderWay:
         self._attempt(work, place)
         return partial(self._advance, place)
 
-    def finish(self, is_wanted: bool, place: Place) -> Outcome:
+    def finish(self, is_complete: bool, is_wanted: bool, place: Place) -> Outcome:
         """Do what is left to do; raise what has failed before."""
         if self._error is not None:
             raise self._error
         self._is_wanted = is_wanted
-        with place:
-            self._packing.pack(sorted(self._to_pack))
-            return self.sharded.finish()
+        try:
+            with place:
+                if not is_complete:
+                    return self.sharded.finish(self._pack_the_rest)
+                self._pack_the_rest()
+                return self.sharded.finish()
+        except Postponed:
+            # Until all have sent them, gradients may change.
+            self._to_pack |= {
+                index
+                for index, parts in enumerate(self._parts_of)
+                if not self.sharded.has_votes(parts)
+            }
+            raise
+
+    def _pack_the_rest(self) -> None:
+        """Pack the gradients that were not added, as they are now."""
+        self._packing.pack(sorted(self._to_pack))
 
     def receive(self, part: int) -> None:
         """Replace the gradients of which all parts of the update are there."""

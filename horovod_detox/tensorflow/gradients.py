@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,16 @@ from horovod_detox.arrays.namespaces import like
 from horovod_detox.config import Plan
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
+from horovod_detox.exchange.control import ParametersDiffer
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.packing.bits import refuse_sparse
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.tensorflow import packing_of
 from horovod_detox.tensorflow.compression import Compression
+from horovod_detox.tensorflow.missing import Named, completed, kinds, wire_name
 from horovod_detox.tensorflow.variables import native
 
-EngineOf = Callable[[Layout], Engine | DrilledEngine]
+EngineOf = Callable[[Hashable], Engine | DrilledEngine]
 
 
 class GradientExchange:
@@ -28,7 +30,8 @@ class GradientExchange:
     Args:
         reduction: how.
         plan: groups and rule; None: there is nobody to exchange with.
-        engine_of: returns the engine for gradients of some layout; None: as for the plan.
+        engine_of: returns the engine for some variables, the same for those of the same names,
+            shapes and dtypes; None: as for the plan.
         sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
         scale_local_gradients: divide the gradients of local variables by the number of groups.
 
@@ -51,6 +54,7 @@ class GradientExchange:
         if plan is not None and reduction.compression is Compression.sign:
             plan.check_signs()
         groups = len(plan.groups) if plan else 1
+        self._plan = plan
         self._compression = reduction.compression
         self._sparse_as_dense = sparse_as_dense
         self._engine_of = engine_of
@@ -74,31 +78,46 @@ class GradientExchange:
             gradients: tensors, `tf.IndexedSlices` or None, of known shape.
             variables: what they are the gradients of.
         """
-        result = list(gradients)
-        shared = []
+        result: list[Any] = list(gradients)
+        shared: Named = {}
         for i, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
             if self.is_local(variables[i]):
                 result[i] = scaled(gradient, self._local_factor)
             else:
-                shared.append(i)
-        if self._engine_of is None or not shared:
+                shared[name_of(variables[i], i)] = (gradient, variables[i])
+        if self._engine_of is None or not any(
+            gradient is not None for gradient, _ in shared.values()
+        ):
             return result
-        dense = [_dense(gradients[i], variables[i]) for i in shared]
-        names = [name_of(variables[i], i) for i in shared]
-        if self._compression is Compression.sign:
-            for i, name in zip(shared, names, strict=True):
-                if isinstance(gradients[i], tf.IndexedSlices):
-                    refuse_sparse(name)
-        packing = packing_of(list(zip(names, dense, strict=True)), self._compression)
-        engine = self._engine_of(packing.layout)
-        update, self.is_skipped = _exchange(engine, packing.pack(), packing.layout)
-        for i, tensor in zip(shared, packing.unpack(update), strict=True):
-            sparse = isinstance(gradients[i], tf.IndexedSlices)
-            as_dense = self._sparse_as_dense or not sparse
-            result[i] = scaled(tensor if as_dense else _sparse(tensor), self._factor)
+        engine = self._engine_of(kinds(shared))
+        try:
+            updates = self._exchange(engine, shared)
+        except ParametersDiffer as error:
+            if self._plan is None or not tf.executing_eagerly():
+                raise
+            updates = self._exchange(engine, completed(shared, error, self._plan))
+        for i, variable in enumerate(variables):
+            if not self.is_local(variable):
+                result[i] = updates.get(name_of(variable, i))
         return result
+
+    def _exchange(self, engine: Engine | DrilledEngine, shared: Named) -> dict[str, Any]:
+        """Return the updates of the (gradient, variable) pairs that have a gradient, by name."""
+        given = {name: pair for name, pair in shared.items() if pair[0] is not None}
+        dense = [(wire_name(name, g), _dense(g, v)) for name, (g, v) in given.items()]
+        if self._compression is Compression.sign:
+            for name, (gradient, _) in given.items():
+                if isinstance(gradient, tf.IndexedSlices):
+                    refuse_sparse(name)
+        packing = packing_of(dense, self._compression)
+        update, self.is_skipped = _exchange(engine, packing.pack(), packing.layout)
+        updates = {}
+        for (name, (gradient, _)), tensor in zip(
+            given.items(), packing.unpack(update), strict=True
+        ):
+            as_dense = self._sparse_as_dense or not isinstance(gradient, tf.IndexedSlices)
+            updates[name] = scaled(tensor if as_dense else _sparse(tensor), self._factor)
+        return updates
 
 
 def scaled(gradient: Any, factor: float) -> Any:

@@ -74,7 +74,7 @@ def DistributedOptimizer(
     exchange = GradientExchange(
         reduction,
         engines.plan if engines else None,
-        (lambda layout: engine) if engine else None,
+        (lambda variables: engine) if engine else None,
         sparse_as_dense=sparse_as_dense,
         scale_local_gradients=scale_local_gradients,
     )

@@ -1,6 +1,6 @@
 """tf.GradientTape with DETOX in the place of allreduce."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +13,6 @@ from horovod_detox.engine import Engine
 from horovod_detox.frontend.context import Engines
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.frontend.session import Session
-from horovod_detox.packing.layout import Layout
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.gradients import GradientExchange
 
@@ -138,13 +137,13 @@ class _Engines:
     def __init__(self, engines: Engines) -> None:
         self.plan = engines.plan
         self._engines = engines
-        self._by_layout: dict[Layout, Engine | DrilledEngine] = {}
+        self._made: dict[Hashable, Engine | DrilledEngine] = {}
 
-    def __call__(self, layout: Layout) -> Engine | DrilledEngine:
-        if layout not in self._by_layout:
-            name = f"gradients.{len(self._by_layout)}"
-            self._by_layout[layout] = self._engines.make_for_gradients(name)
-        return self._by_layout[layout]
+    def __call__(self, variables: Hashable) -> Engine | DrilledEngine:
+        if variables not in self._made:
+            name = f"gradients.{len(self._made)}"
+            self._made[variables] = self._engines.make_for_gradients(name)
+        return self._made[variables]
 
 
 def _engines_of(reduction: Reduction) -> _Engines | None:

@@ -12,6 +12,7 @@ from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOpt
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
 from horovod_detox.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
 from horovod_detox.torch.trial import preflight as preflight
+from horovod_detox.torch.verbs import meeting as _meeting
 
 init = _context.init
 shutdown = _context.shutdown
@@ -21,4 +22,5 @@ group_size = _context.group_size
 num_groups = _context.num_groups
 fault_report = _context.fault_report
 on_fault = _context.on_fault
+globals().update(_meeting(globals()))
 __getattr__ = _fall_through(__name__)

@@ -1,6 +1,7 @@
 """From the last gradient of a backward pass to the update: when and how a model is exchanged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -8,37 +9,24 @@ import torch
 
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
-from horovod_detox.exchange.step import NoMajority
+from horovod_detox.exchange.step import NoMajority, Postponed
 from horovod_detox.frontend.context import Engines
 from horovod_detox.frontend.overlap import Overlap
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.torch import Packing, SignPacking, packing_of
+from horovod_detox.torch import passes
 
 _numbers = count()
-_ready: "set[GradientExchange]" = set()
-
-
-def _run_after_backward(exchange: "GradientExchange") -> None:
-    """Have an exchange run when the current backward pass has ended, if it ends well."""
-    _ready.add(exchange)
-    torch.autograd.Variable._execution_engine.queue_callback(_run_ready)
-
-
-def _run_ready() -> None:
-    """Run the exchanges that this backward pass completed, in the same order on every rank."""
-    exchanges = sorted(_ready, key=lambda exchange: exchange.number)
-    _ready.clear()
-    for exchange in exchanges:
-        exchange.run()
 
 
 class GradientExchange:
     """Watch the parameters of an optimizer and replace their gradients by the update.
 
-    The exchange ends when the last gradient of a backward pass is ready, before `backward()`
-    returns. So clipping, GradScaler and closures see the update, on every rank. When some parameter
-    got no gradient, it ends in `synchronize()` instead. Large gradients leave part by part before,
-    and the update comes part by part.
+    The exchange takes place at the end of a backward pass, before `backward()` returns. So
+    clipping, GradScaler and closures see the update, on every rank. Where a batch has left
+    parameters out, their gradients count as zero. When that is so in most groups, the pass is not
+    the last of the step, and the exchange is postponed to the end of another, or to
+    `synchronize()`. Large gradients leave part by part before, and the update comes part by part.
 
     Args:
         engines: makes the engines of this optimizer.
@@ -46,6 +34,10 @@ class GradientExchange:
         compression: of Horovod's kind: `compress` and `decompress`, element by element.
         passes: backward passes per step; gradients are summed locally until the last.
         factor: what the update is multiplied by.
+        ranks: who exchanges.
+
+    Attributes:
+        number, ranks, together: see `passes.Exchange`.
     """
 
     def __init__(
@@ -55,8 +47,10 @@ class GradientExchange:
         compression: Any,
         passes: int,
         factor: float,
+        ranks: Iterable[int],
     ) -> None:
-        self.number = next(_numbers)
+        self.number, self.ranks = next(_numbers), frozenset(ranks)
+        self.together: set[Any] = set()
         self._engines = engines
         self._engine = engines.make_for_gradients(factor=factor, skips=True)
         self._failure: NoMajority | None = None
@@ -80,10 +74,10 @@ class GradientExchange:
         """Forget what was computed since the last step."""
         if self._overlap is not None:
             self._overlap.abandon()
-        _ready.discard(self)  # from a backward pass that failed
+        passes.forget(self)
         self._delays = dict.fromkeys(self._delays, self._passes)
         self._waiting = set(self._delays)
-        self._exchanged = False
+        self._exchanged = self._is_postponed = False
         self._to_be_skipped = False
 
     def watch(self) -> None:
@@ -113,11 +107,13 @@ class GradientExchange:
 
     @property
     def pending(self) -> bool:
-        """Return whether gradients of a whole step await `step()` or `synchronize()`.
+        """Return whether gradients of a whole step await their exchange."""
+        return any(delay <= 0 for delay in self._delays.values()) and not self._exchanged
 
-        An update that is not finite does not count: GradScaler skips its step.
-        """
-        return any(delay <= 0 for delay in self._delays.values()) and not self._to_be_skipped
+    @property
+    def ended(self) -> bool:
+        """Return whether the gradients are the update, of a step that was not made yet."""
+        return self._exchanged
 
     def take_failure(self) -> NoMajority | None:
         """Return why the step after the latest exchange is to be skipped, once; None: it is not."""
@@ -126,8 +122,9 @@ class GradientExchange:
 
     def synchronize(self) -> None:
         """Replace the gradients by the update, unless that was done in the backward pass."""
-        if not self._exchanged:
-            self.run()
+        while not self._exchanged:
+            with suppress(Postponed):  # the other ranks are in a backward pass
+                self._run(is_complete=True)
         self.reset()
 
     def agree_on(self, loss: Any) -> Any:
@@ -144,16 +141,40 @@ class GradientExchange:
             return update.to(loss).reshape(loss.shape)
         return update.item()
 
-    def run(self) -> None:
-        """Exchange the gradients as they are."""
+    def end_pass(self) -> bool:
+        """Exchange at the end of a backward pass; return whether that took place."""
+        if self._exchanged:
+            return False
+        try:
+            self._run(self._is_complete())
+        except Postponed:
+            self._is_postponed = True
+            passes.postpone(self)
+        return self._exchanged
+
+    def _is_complete(self) -> bool:
+        """Return whether all gradients of a step are there."""
+        has_any = any(delay <= 0 for delay in self._delays.values())
+        return has_any and not any(waiting.requires_grad for waiting in self._waiting)
+
+    def _run(self, is_complete: bool) -> None:
+        """Exchange the gradients as they are.
+
+        Args:
+            is_complete: whether they are all there.
+
+        Raises:
+            Postponed: on every rank, when too many lack some.
+        """
         self.watch()
         layout = self._packing.layout
         if not layout.parameters:
             raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
         if self._overlap is not None:
-            outcome = self._overlap.finish()
+            outcome = self._overlap.finish(is_complete)
         else:
-            outcome = self._engine.exchange(self._packing.pack(), layout, self._packing.update)
+            copy, update = self._packing.pack(), self._packing.update
+            outcome = self._engine.exchange(copy, layout, update, is_complete)
             self._packing.unpack(outcome.update, self._factor)
         self._exchanged = True
         self._failure = outcome.failure
@@ -171,25 +192,37 @@ class GradientExchange:
         )
 
     def _on_gradient(self, parameter: torch.Tensor) -> None:
-        """Count a gradient; after the last one, have the exchange run at the end of backward."""
+        """Count a gradient; after the last of one parameter, exchange at the end of the pass."""
         if parameter.grad is not None and parameter.grad.requires_grad:
             raise AssertionError(
                 "gradients of gradients cannot be exchanged: call backward() without create_graph"
             )
-        if self._delays[parameter] <= 0:
-            if self.pending:
-                raise AssertionError(
-                    "Gradients were computed more than backward_passes_per_step times before call "
-                    "to step(). Increase backward_passes_per_step to accumulate gradients locally."
-                )
+        if self._to_be_skipped:
             self.reset()
+        is_known = self._delays[parameter] <= 0
+        if is_known and self._is_postponed and self._is_complete():  # other than most ranks
+            passes.touch(self)
+            return
+        if is_known:
+            raise AssertionError(
+                "Gradients were computed more than backward_passes_per_step times before call "
+                "to step(). Increase backward_passes_per_step to accumulate gradients locally."
+            )
+        if self._exchanged:
+            raise RuntimeError(
+                f"the gradient of {self._name_of(parameter)} came after the exchange of this step: "
+                "most ranks of some group had all of theirs in an earlier backward pass. Call "
+                "backward() equally often on every rank"
+            )
         self._delays[parameter] -= 1
         if self._delays[parameter] == 0:
             self._waiting.discard(parameter)
             if self._overlap is not None and self._is_last_hook(parameter):
                 self._overlap.add(parameter)
-            if not any(waiting.requires_grad for waiting in self._waiting):
-                _run_after_backward(self)
+            passes.touch(self)
+
+    def _name_of(self, parameter: torch.Tensor) -> str:
+        return next(name for name, p in self._named_parameters() if p is parameter)
 
     def _is_last_hook(self, parameter: torch.Tensor) -> bool:
         """Return whether no hook after ours may change the gradient."""

@@ -110,6 +110,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 reduction.compression,
                 reduction.backward_passes_per_step,
                 reduction.factor(len(engines.plan.groups)),
+                reduction.process_set.ranks,
             )
 
     def _named_parameters(self) -> list[tuple[str, torch.Tensor]]:
@@ -187,13 +188,16 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]  # the base's step runs the step hooks
 
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
-        """Zero the gradients, unless they await a step."""
-        if self._exchange is not None and self._exchange.pending:
-            raise AssertionError(
-                "optimizer.zero_grad() was called after loss.backward() but before "
-                "optimizer.step() or optimizer.synchronize(). This is prohibited as it can cause "
-                "a race condition."
-            )
+        """Zero the gradients, unless they await their exchange; after it the step may be left."""
+        if self._exchange is not None:
+            if self._exchange.pending:
+                raise AssertionError(
+                    "optimizer.zero_grad() was called after loss.backward() but before "
+                    "optimizer.step() or optimizer.synchronize(). This is prohibited as it can "
+                    "cause a race condition."
+                )
+            if self._exchange.ended:
+                self._exchange.reset()
         super(self.__class__, self).zero_grad(*args, **kwargs)
 
     def _evaluate(self, closure: Callable[[], Any], before: list[int]) -> Any:

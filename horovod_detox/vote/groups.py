@@ -1,6 +1,6 @@
 """Which rank is in which redundancy group."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +40,15 @@ class Groups:
     def of(self, rank: int) -> int:
         """Return the group of a rank."""
         return self._group_of[rank]
+
+    def with_most_of(self, ranks: Collection[int]) -> int:
+        """Return how many groups there are of whose ranks most are among these.
+
+        >>> Groups(((0, 1), (2, 3, 4))).with_most_of({0, 3, 4})
+        1
+        """
+        chosen = set(ranks)
+        return sum(2 * len(chosen.intersection(group)) > len(group) for group in self.members)
 
 
 def most_witnesses(groups: Groups) -> int:

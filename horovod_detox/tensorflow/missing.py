@@ -1,0 +1,67 @@
+"""Gradients that some ranks have not, as their batches left variables out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from horovod_detox.config import Plan
+from horovod_detox.exchange.control import ParametersDiffer
+
+Named = dict[str, tuple[Any, Any]]
+"""Gradients, which may be None, and variables, by name."""
+ROWS = " (rows)"
+"""The end of the name under which a sparse gradient travels."""
+
+
+def wire_name(name: str, gradient: Any) -> str:
+    """Return the name under which a gradient travels, which says if it is sparse."""
+    return name + ROWS if isinstance(gradient, tf.IndexedSlices) else name
+
+
+def completed(mine: Named, error: ParametersDiffer, plan: Plan) -> Named:
+    """Return what all ranks exchange, the same on each: zero for a gradient that others have.
+
+    Those count that most ranks have of more groups than faulty ranks can capture.
+
+    Args:
+        mine: the gradients of this rank.
+        error: tells which the ranks have.
+        plan: groups, and how many faulty ranks can capture.
+
+    Raises:
+        ParametersDiffer: on every rank, when the parameters differ in something else.
+    """
+    having: dict[str, set[int]] = {}
+    entries: dict[str, Sequence[Any]] = {}
+    for rank, gradients in enumerate(error.lists):
+        for entry in gradients:
+            if entries.setdefault(entry[0], entry) != entry:
+                raise error
+            having.setdefault(entry[0], set()).add(rank)
+    wanted = {
+        name.removesuffix(ROWS): name.endswith(ROWS)
+        for name, ranks in having.items()
+        if plan.groups.with_most_of(ranks) > plan.captured
+    }
+    return {
+        name: (_zero(variable, wanted[name]) if gradient is None else gradient, variable)
+        for name, (gradient, variable) in mine.items()
+        if name in wanted
+    }
+
+
+def _zero(variable: Any, in_rows: bool) -> Any:
+    shape, dtype = tf.TensorShape(variable.shape), tf.as_dtype(variable.dtype)
+    if not in_rows:
+        return tf.zeros(shape, dtype)
+    no_rows, no_indices = tf.zeros([0, *shape[1:]], dtype), tf.zeros([0], tf.int64)
+    return tf.IndexedSlices(no_rows, no_indices, tf.shape(variable, tf.int64))
+
+
+def kinds(named: Mapping[str, tuple[Any, Any]]) -> tuple[Any, ...]:
+    """Return what tells these variables from others: names, shapes and dtypes."""
+    return tuple(
+        (name, tuple(variable.shape), tf.as_dtype(variable.dtype).name)
+        for name, (_, variable) in named.items()
+    )

@@ -1,0 +1,41 @@
+"""Horovod's collectives as a script enters them: with no exchange left that others wait in.
+
+A rank that lacks gradients after a backward pass, and comes here instead of to another pass, would
+wait for ranks that wait for it.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache, wraps
+from typing import Any
+
+import horovod.torch as hvd
+
+from horovod_detox.torch import passes
+
+KINDS = ("allreduce", "allgather", "broadcast", "alltoall", "reducescatter", "barrier")
+
+
+def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the collectives of a module by name, each so that the ranks meet before it."""
+    return {
+        name: _after_exchanges(function)
+        for name, function in namespace.items()
+        if inspect.isfunction(function)
+        and not name.startswith("_")
+        and any(kind in name for kind in KINDS)
+    }
+
+
+@cache
+def _after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def collective(*args: Any, **kwargs: Any) -> Any:
+        if passes.any_postponed():
+            given = signature.bind(*args, **kwargs).arguments
+            passes.meet(given.get("process_set", hvd.global_process_set).ranks)
+        return function(*args, **kwargs)
+
+    return collective
