@@ -12,7 +12,7 @@ from typing import Any
 from horovod_detox import process
 from horovod_detox.cli.installation import FRAMEWORKS, examine, frameworks_of, horovod_metadata
 from horovod_detox.determinism.conditions import NO_BITS, differing, ranks_by_value
-from horovod_detox.determinism.verdict import ADVICE, PreflightReport
+from horovod_detox.determinism.verdict import ADVICE, DETERMINISTIC, PreflightReport
 from horovod_detox.exchange.sharing import share
 from horovod_detox.remedies import BAD_INPUT
 from horovod_detox.vote.groups import Groups
@@ -105,7 +105,7 @@ def describe(framework: str, report: PreflightReport, groups: Groups | None) -> 
     if odd:
         lines += ["different:", textwrap.indent(report.table(), " " * 4)]
     lines.append(str(report))
-    if not report.is_deterministic:
+    if report.verdict != DETERMINISTIC:
         lines += ["What to do:", ADVICE]
     return "\n".join(lines)
 

@@ -13,13 +13,19 @@ import numpy as np
 from horovod_detox.arrays.namespaces import Copy, to_numpy
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.determinism.conditions import Conditions, differing, table
-from horovod_detox.determinism.verdict import ADVICE, PreflightReport, judge_copies
+from horovod_detox.determinism.verdict import (
+    ADVICE,
+    NONDETERMINISTIC,
+    PreflightReport,
+    judge_copies,
+)
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import begin_to_share
 from horovod_detox.exchange.step import NoMajority, Outcome
 from horovod_detox.packing.layout import SIGN, Layout
 from horovod_detox.vote.fingerprint import digest
 from horovod_detox.vote.groups import Groups
+from horovod_detox.vote.majority import Verdict
 
 log = logging.getLogger("horovod_detox")
 
@@ -69,10 +75,13 @@ class FirstStep:
         self._ranks = ranks
         self._is_drill = is_drill
         self._told = set() if told is None else told
+        self._has_begun = False
 
     def begin(self, collectives: Collectives) -> None:
-        """Let the conditions be on their way, beside the exchange."""
-        self._collectives = collectives
+        """Let the conditions be on their way, beside the exchange, unless they are already."""
+        if self._has_begun:
+            return
+        self._has_begun, self._collectives = True, collectives
         self._conditions = begin_to_share(
             collectives, "preflight.conditions", dict(self._collect())
         )
@@ -84,11 +93,12 @@ class FirstStep:
             NotDeterministic: on every rank, when they do not.
         """
         if self._is_drill:
-            self._conditions.wait()
+            self._gathered()
             return
-        report = self._compare(copy, layout)
-        if self._means_nothing(report):
+        report = self._compare(copy, layout, error.verdict or Verdict(()))
+        if report.verdict == NONDETERMINISTIC:
             raise NotDeterministic(report, str(error)) from error
+        self._tell(report)
 
     def check(self, outcome: Outcome, copy: Copy, layout: Layout) -> None:
         """Check that the votes on a copy mean anything.
@@ -97,28 +107,31 @@ class FirstStep:
             NotDeterministic: on every rank, when they do not.
         """
         if not (outcome.verdict.dissenters or outcome.verdict.abstentions):
-            self._warn(self._conditions.wait())
+            self._warn(self._gathered())
             return
-        report = self._compare(copy, layout)
-        if self._means_nothing(report) and not self._is_drill:
+        report = self._compare(copy, layout, outcome.verdict)
+        if report.verdict == NONDETERMINISTIC and not self._is_drill:
             raise NotDeterministic(report)
+        self._tell(report)
+
+    def _tell(self, report: PreflightReport) -> None:
+        """Log who is at fault."""
         if report.oddities and self._collectives.rank == 0:
             log.warning("first step: %s", report)
 
-    def _compare(self, copy: Copy, layout: Layout) -> PreflightReport:
+    def _gathered(self) -> Sequence[Conditions]:
+        """Return the conditions of all ranks."""
+        self._has_begun = False
+        return self._conditions.wait()
+
+    def _compare(self, copy: Copy, layout: Layout, verdict: Verdict) -> PreflightReport:
         """Gather the fingerprints of all parameters, which only a fault makes worth the while."""
-        conditions = self._conditions.wait()
+        conditions = self._gathered()
         mine = fingerprint_parameters(copy, layout).ravel()
         gathered = self._collectives.allgather("preflight.parameters", mine).wait()
         fingerprints = gathered.reshape(len(conditions), -1, WORDS)
         names = [name for name, *_ in layout.parameters]
-        return judge_copies(self._groups, names, fingerprints, conditions, self._ranks)
-
-    def _means_nothing(self, report: PreflightReport) -> bool:
-        """Return whether conditions explain who differs, or most groups have no majority."""
-        split = {oddity.among for oddity in report.oddities if not oddity.outvoted}
-        is_explained = any(oddity.causes for oddity in report.oddities)
-        return is_explained or 2 * len(split) > len(self._groups)
+        return judge_copies(self._groups, names, fingerprints, conditions, verdict, self._ranks)
 
     def _warn(self, conditions: Sequence[Conditions]) -> None:
         """Warn of what differs inside groups though it has changed no bit yet."""

@@ -8,9 +8,11 @@ import numpy as np
 
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.determinism.conditions import NOT_SET, Conditions, differing, table
+from horovod_detox.determinism.doubt import mean_nothing, of_one
+from horovod_detox.determinism.oddity import Oddity, name_ranks, name_tensors
 from horovod_detox.packing.layout import difference
 from horovod_detox.vote.groups import Groups
-from horovod_detox.vote.majority import majority_vote
+from horovod_detox.vote.majority import Verdict, Vote, majority_vote
 
 DETERMINISTIC = "deterministic"
 NONDETERMINISTIC = "nondeterministic"
@@ -48,51 +50,21 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Oddity:
-    """Ranks that differ from the others in what should be the same bits.
-
-    Attributes:
-        ranks: ascending.
-        tensors: where they differ, in the order of the model.
-        causes: conditions that may explain it, such as "torch threads 2 against 4"; empty: they
-            have those of the others.
-        among: the ranks that should hold the same bits, these and the others.
-        outvoted: whether the others are a majority; else nobody can tell who is right.
-    """
-
-    ranks: tuple[int, ...]
-    tensors: tuple[str, ...]
-    causes: tuple[str, ...]
-    among: tuple[int, ...]
-    outvoted: bool = True
-
-    def __str__(self) -> str:
-        """Tell it in a few words."""
-        alone = len(self.ranks) == 1
-        if self.causes:
-            return f"{_ranks(self.ranks)} differ{'s' * alone}: {', '.join(self.causes)}"
-        if not self.outvoted:
-            return f"{_ranks(self.among)} have no majority, with the same settings"
-        what = "it alone differs" if alone else "they differ"
-        where = _tensors(self.tensors)
-        return f"{_ranks(self.ranks)} faulty at {where}: {what}, with the settings of the others"
-
-
-@dataclass(frozen=True)
 class PreflightReport:
     """What came of a comparison of ranks; the same on every rank.
 
     Attributes:
         verdict: `deterministic` (all ranks of a group computed the same bits), `nondeterministic`
-            (conditions differ that explain why not, or there is no majority), `unstable` (ranks do
-            not compute the same bits twice), `faulty` (ranks differ that have the conditions of the
-            others), `weights` (they differed before anything was computed), `models` (so did their
+            (most groups accuse honest ranks, as conditions differ, or have no majority), `unstable`
+            (ranks do not compute the same bits twice), `faulty` (some ranks differ, or those of one
+            host), `weights` (they differed before anything was computed), `models` (so did their
             names).
         conditions: of every rank.
         oddities: the ranks that differ.
         tensors: where some rank differs, in the order of the model.
         difference: of the models, in words.
         ranks: what the ranks are called; None: as they are counted.
+        is_of_one: whether all that differ are one rank, or of one host, and are outvoted.
     """
 
     verdict: str
@@ -101,11 +73,12 @@ class PreflightReport:
     tensors: tuple[str, ...] = ()
     difference: str = ""
     ranks: tuple[int, ...] | None = None
+    is_of_one: bool = False
 
     @property
     def is_deterministic(self) -> bool:
-        """Return whether votes will accuse no honest rank."""
-        return self.verdict == DETERMINISTIC
+        """Return whether honest ranks compute the same bits, as far as the others can tell."""
+        return self.verdict in (DETERMINISTIC, FAULTY) or self.is_of_one
 
     def __str__(self) -> str:
         """Tell the verdict in one line."""
@@ -144,8 +117,12 @@ def judge_trials(trials: Sequence[Trial], groups: Groups | None = None) -> Prefl
         return _report(UNSTABLE, conditions, [unstable], tensors)
     odd = _odd_ones(everybody, tensors, first, conditions)
     teams = [ranks for ranks in groups.members if len(ranks) > 1] if groups else everybody
-    is_fine = teams and not _odd_ones(teams, tensors, first, conditions)
-    return _report(DETERMINISTIC if is_fine else _blame(odd), conditions, odd, tensors)
+    teams = teams or everybody
+    in_teams = _odd_ones(teams, tensors, first, conditions)
+    verdict = _blame(in_teams, teams, first, conditions)
+    if _accused(in_teams) - _accused(odd):  # by ranks that are a majority only in their group
+        verdict = NONDETERMINISTIC
+    return _report(verdict, conditions, odd, tensors)
 
 
 def judge_copies(
@@ -153,6 +130,7 @@ def judge_copies(
     tensors: Sequence[str],
     fingerprints: np.ndarray,
     conditions: Sequence[Conditions],
+    verdict: Verdict,
     ranks: Sequence[int] | None = None,
 ) -> PreflightReport:
     """Tell from the copies of a step what sets members of a group apart.
@@ -162,18 +140,22 @@ def judge_copies(
         tensors: the names of the parameters.
         fingerprints: `(p, parameters, 2)` of int64, row i of rank i.
         conditions: of every rank.
+        verdict: the votes; they are taken on slices, not on parameters. None of a step in which
+            they are not known.
         ranks: what the ranks are called; None: as they are counted.
     """
     names = tuple(ranks or range(groups.world_size))
+    found = _odd_ones(groups.members, tensors, fingerprints, conditions, verdict.votes)
+    blame = _blame(found, groups.members, fingerprints, conditions)
     odd = [
         replace(
             oddity,
             ranks=tuple(names[rank] for rank in oddity.ranks),
             among=tuple(names[rank] for rank in oddity.among),
         )
-        for oddity in _odd_ones(groups.members, tensors, fingerprints, conditions)
+        for oddity in found
     ]
-    return _report(_blame(odd), conditions, odd, tensors, names)
+    return _report(blame, conditions, odd, tensors, names)
 
 
 def _report(
@@ -185,15 +167,26 @@ def _report(
 ) -> PreflightReport:
     differing = {name for oddity in oddities for name in oddity.tensors}
     where = tuple(name for name in tensors if name in differing)
-    return PreflightReport(verdict, tuple(conditions), tuple(oddities), where, ranks=ranks)
+    is_of_one = bool(oddities) and of_one(oddities, conditions)
+    return PreflightReport(
+        verdict, tuple(conditions), tuple(oddities), where, ranks=ranks, is_of_one=is_of_one
+    )
 
 
-def _blame(oddities: Sequence[Oddity]) -> str:
+def _blame(
+    oddities: Sequence[Oddity],
+    teams: Sequence[Sequence[int]],
+    table: np.ndarray,
+    conditions: Sequence[Conditions],
+) -> str:
     """Return the verdict on ranks that differ."""
     if not oddities:
         return DETERMINISTIC
-    are_faulty = all(oddity.outvoted and not oddity.causes for oddity in oddities)
-    return FAULTY if are_faulty else NONDETERMINISTIC
+    return NONDETERMINISTIC if mean_nothing(oddities, teams, table, conditions) else FAULTY
+
+
+def _accused(oddities: Sequence[Oddity]) -> set[int]:
+    return {rank for oddity in oddities if oddity.outvoted for rank in oddity.ranks}
 
 
 def _odd_ones(
@@ -201,16 +194,22 @@ def _odd_ones(
     tensors: Sequence[str],
     table: np.ndarray,
     conditions: Sequence[Conditions],
+    votes: Sequence[Vote] = (),
 ) -> tuple[Oddity, ...]:
-    """Return who differs from most of its team: `(p, tensors, 2)` fingerprints of int64."""
-    usual = [_usual(team, table) for team in teams]
+    """Return who differs from most of its team: `(p, tensors, 2)` fingerprints of int64.
+
+    Args:
+        teams, tensors, table, conditions: as of `judge_copies`.
+        votes: of the teams; empty: each is taken tensor by tensor.
+    """
+    votes = votes or [majority_vote(team, table[list(team)]) for team in teams]
+    agreed = [_agreeing(team, vote, table) for team, vote in zip(teams, votes, strict=True)]
     odd = {}  # (team, causes) -> rank -> where it differs
-    for i, (team, (reference, agreeing)) in enumerate(zip(teams, usual, strict=True)):
+    for i, (team, agreeing) in enumerate(zip(teams, agreed, strict=True)):
         for rank in set(team) - set(agreeing):
             others = agreeing or tuple(other for other in team if other != rank)
-            agreed = [ranks for _, ranks in usual]
             causes = _causes(rank, others, agreed, conditions)
-            wrong = (table[rank] != reference).any(axis=-1)
+            wrong = (table[list(others)] != table[rank]).any(axis=(0, 2))
             odd.setdefault((i, causes), {})[rank] = wrong
     return tuple(
         Oddity(
@@ -218,21 +217,19 @@ def _odd_ones(
             tuple(np.array(tensors)[np.any(list(where.values()), axis=0)].tolist()),
             causes,
             tuple(teams[i]),
-            majority_vote(teams[i], table[list(teams[i])]).winners is not None,
+            votes[i].winners is not None,
         )
         for (i, causes), where in sorted(odd.items(), key=lambda item: min(item[1]))
     )
 
 
-def _usual(team: Sequence[int], table: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return the copy that won, or the one that most hold, and who holds it."""
-    vote = majority_vote(team, table[list(team)])
+def _agreeing(team: Sequence[int], vote: Vote, table: np.ndarray) -> tuple[int, ...]:
+    """Return who has won everywhere; without a majority, who holds the most frequent copy."""
     if vote.winners is not None:
-        won = table[list(vote.winners), np.arange(table.shape[1])]
-    else:
-        copies = [table[rank].tobytes() for rank in team]
-        won = table[team[max(range(len(team)), key=lambda i: (copies.count(copies[i]), -i))]]
-    return won, tuple(rank for rank in team if np.array_equal(table[rank], won))
+        return tuple(rank for rank in team if rank not in vote.dissenters)
+    copies = [table[rank].tobytes() for rank in team]
+    usual = max(copies, key=copies.count)
+    return tuple(rank for rank, copy in zip(team, copies, strict=True) if copy == usual)
 
 
 def _causes(
@@ -294,14 +291,18 @@ def _deterministic(report: PreflightReport) -> str:
 
 
 def _nondeterministic(report: PreflightReport) -> str:
-    return f"nondeterministic at {_tensors(report.tensors)}: {_joined(report)}"
+    return f"nondeterministic at {name_tensors(report.tensors)}: {_joined(report)}"
 
 
 def _instability(report: PreflightReport) -> str:
     (oddity,) = report.oddities
     alone = len(oddity.ranks) == 1
-    whose = f"{_ranks(oddity.ranks)}'s own" if alone else f"of each of {_ranks(oddity.ranks)} the"
-    words = f"nondeterministic at {_tensors(report.tensors)}: {whose} two computations differ"
+    whose = (
+        f"{name_ranks(oddity.ranks)}'s own"
+        if alone
+        else f"of each of {name_ranks(oddity.ranks)} the"
+    )
+    words = f"nondeterministic at {name_tensors(report.tensors)}: {whose} two computations differ"
     if oddity.causes:
         return f"{words}: {', '.join(oddity.causes)}"
     if oddity.outvoted:
@@ -312,12 +313,12 @@ def _instability(report: PreflightReport) -> str:
 def _weights(report: PreflightReport) -> str:
     odd = sorted({rank for oddity in report.oddities for rank in oddity.ranks})
     words = (
-        f"the weights differ before anything is computed at {_tensors(report.tensors)}: "
-        f"{_ranks(odd)} from the others: broadcast them first (broadcast_parameters, "
+        f"the weights differ before anything is computed at {name_tensors(report.tensors)}: "
+        f"{name_ranks(odd)} from the others: broadcast them first (broadcast_parameters, "
         "broadcast_variables)"
     )
     if len(odd) == 1 and len(report.conditions) > 2:
-        return f"{words}; if they were, {_ranks(odd)} is faulty"
+        return f"{words}; if they were, {name_ranks(odd)} is faulty"
     return words
 
 
@@ -325,22 +326,11 @@ _WORDS = {
     DETERMINISTIC: _deterministic,
     NONDETERMINISTIC: _nondeterministic,
     UNSTABLE: _instability,
-    FAULTY: lambda report: _joined(report),
+    FAULTY: lambda report: "; ".join(oddity.accusation() for oddity in report.oddities),
     WEIGHTS: _weights,
     MODELS: lambda report: f"the models differ: {report.difference}",
 }
 
 
-def _tensors(names: Sequence[str]) -> str:
-    """Name the first tensor, and say how many there are."""
-    more = len(names) - 1
-    others = f" and {more} other{'s' * (more > 1)}" if more else ""
-    return f"tensor {names[0]}{others}"
-
-
 def _joined(report: PreflightReport) -> str:
     return "; ".join(dict.fromkeys(map(str, report.oddities)))
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

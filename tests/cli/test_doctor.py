@@ -176,7 +176,8 @@ def run_job(monkeypatch, report, rank=0):
 
 
 def test_a_job_is_described_by_rank_0_alone(monkeypatch, capsys):
-    report = judge_trials(trials(6, {1: ODD | TWO_THREADS, 5: {("conditions", "host"): "b"}}))
+    odd = dict.fromkeys([1, 4], ODD | TWO_THREADS)
+    report = judge_trials(trials(6, odd | {5: {("conditions", "host"): "b"}}))
     assert run_job(monkeypatch, lambda: report) == 1
     printed = capsys.readouterr().out
     for line in (
@@ -184,8 +185,8 @@ def test_a_job_is_described_by_rank_0_alone(monkeypatch, capsys):
         "    host a: ranks 0, 1, 2, 3, 4 of groups 0, 1, 0, 1, 0",
         "    host b: rank 5 of group 1",
         "    torch 2.13",
-        "    torch threads  4      0, 2, 3, 4, 5",
-        "nondeterministic at tensor conv1.weight: rank 1 differs: torch threads 2 against 4",
+        "    torch threads  4      0, 2, 3, 5",
+        "nondeterministic at tensor conv1.weight: ranks 1, 4 differ: torch threads 2 against 4",
         "What to do:",
     ):
         assert line in printed.splitlines()
@@ -193,6 +194,10 @@ def test_a_job_is_described_by_rank_0_alone(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     assert run_job(monkeypatch, lambda: judge_trials(trials(6, {}))) == 0
     assert "What to do" not in capsys.readouterr().out
+    assert run_job(monkeypatch, lambda: judge_trials(trials(6, {1: ODD | TWO_THREADS}))) == 0
+    printed = capsys.readouterr().out
+    assert "rank 1 faulty at tensor conv1.weight" in printed
+    assert "What to do:" in printed
 
 
 def test_errors_of_a_job_are_told_by_rank_0_alone(monkeypatch, capsys):
