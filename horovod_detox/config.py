@@ -249,21 +249,25 @@ class Plan:
         """Return the plan for this step; it differs between steps if the rule draws numbers."""
         return replace(self, rule=self.rule.at(step), given=self.given.at(step))
 
-    def rule_without(self, silenced: Collection[int]) -> Hierarchy:
+    def rule_without(self, silenced: Collection[int], joined: Collection[int] = ()) -> Hierarchy:
         """Return the rule for the votes of all groups but some.
 
         It is prepared for the votes that `num_byzantine` ranks can still capture. No f that was
         given is lowered.
 
+        Args:
+            silenced: groups that faulty ranks have left without a majority.
+            joined: groups that have no more data, which is no fault.
+
         Raises:
             TooFewVotes: when the votes that are left cannot stand that.
         """
-        if not silenced:
+        if not silenced and not joined:
             return self.rule
         f, q = None, self.config.num_byzantine
         if q is not None:
-            f = faulty_votes(q, self.groups, silenced)
-        return self.given.prepared(len(self.groups) - len(silenced), f)
+            f = faulty_votes(q, self.groups, silenced, joined)
+        return self.given.prepared(len(self.groups) - len(silenced) - len(joined), f)
 
     @property
     def captured(self) -> int:

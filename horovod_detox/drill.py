@@ -99,6 +99,7 @@ class DrilledEngine:
         self._attack = attack
         self._collectives = collectives
         self._drill = CopyDrill(attack, collectives.rank, engine.plan)
+        self.presence = engine.presence
 
     def exchange(
         self,

@@ -1,7 +1,10 @@
 """One exchange after another: what the frontends call, and the way of one step."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -9,8 +12,8 @@ from horovod_detox.arrays.namespaces import Copy, Words, namespace
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.config import Plan
 from horovod_detox.determinism.first_step import FirstStep
-from horovod_detox.exchange import ALL_EXCHANGES
-from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange import ALL_EXCHANGES, joined
+from horovod_detox.exchange.collectives import Collectives, RanksJoined
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.cut import Part, cut
 from horovod_detox.exchange.sharded import Sharded
@@ -20,6 +23,29 @@ from horovod_detox.packing.layout import WORD, Layout, digest_of_text
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import DIVERGENCE, Ledger
 from horovod_detox.vote.majority import Verdict
+
+
+@dataclass
+class Presence:
+    """Whether all ranks of a job take part, as far as this rank knows.
+
+    Attributes:
+        some_have_joined: until all have, see `joined.py`.
+    """
+
+    some_have_joined: bool = False
+    _latest: "Engine | None" = None
+    _next: "WeakKeyDictionary[Engine, Engine]" = field(default_factory=WeakKeyDictionary)
+
+    def note(self, engine: "Engine") -> None:
+        """Note which engine exchanges now."""
+        if self._latest is not None:
+            self._next[self._latest] = engine
+        self._latest = engine
+
+    def next(self) -> "Engine | None":
+        """Return the engine that exchanges next, if it is as it was before; None: none has."""
+        return self._latest and self._next.get(self._latest, self._latest)
 
 
 class Engine:
@@ -33,6 +59,7 @@ class Engine:
         purpose: what the update is for, and how it is used: the same on every rank.
         skips: whether the caller skips a step of which the outcome says so; else `NoMajority` is
             raised in the first such step.
+        presence: whether ranks have joined, the same object for all engines of a job.
 
     Attributes:
         history: what it carries from exchange to exchange.
@@ -46,6 +73,7 @@ class Engine:
         first_step: FirstStep | None = None,
         purpose: str = "",
         skips: bool = False,
+        presence: "Presence | None" = None,
     ) -> None:
         self.history = History(plan, ledger)
         self._collectives = collectives
@@ -54,6 +82,9 @@ class Engine:
         self._settings = digest_of_text(f"{purpose} {plan.config.describe()}")
         self._skips = skips
         self._secret: bytes | None = None
+        self.presence = presence or Presence()
+        self._layout: Layout
+        self._has_begun = False
 
     @property
     def plan(self) -> Plan:
@@ -97,6 +128,8 @@ class Engine:
             update = namespace(copy).empty((layout.words,), copy, "int64")
         name = self._exchange_name(layout)
         step = self._begin_step(copy, layout, update, is_complete)
+        if self.presence.some_have_joined:
+            return self._finish(step, partial(joined.exchange, step))
         return self._finish(step, lambda: ALL_EXCHANGES[name].exchange(step))
 
     def parts(self, layout: Layout) -> list[Part]:
@@ -137,10 +170,11 @@ class Engine:
     ) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
         control = Control(self._collectives, self.step, layout, self._digest, self._settings)
-        if self._secret is None:
-            self._secret = control.introduce()
-        self._layout = layout
-        if self._first_step is not None:
+        secret = self._introduce(control)
+        self._has_begun = True
+        self._layout, self._none = layout, namespace(copy).empty((0,), copy, "int64")
+        self.presence.note(self)
+        if self._first_step is not None and not self.presence.some_have_joined:
             self._first_step.begin(self._collectives)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
         return Step(
@@ -149,7 +183,7 @@ class Engine:
             layout.buffers,
             copy,
             control,
-            Fingerprints(self._secret, self.step, self.plan.config.fingerprint),
+            Fingerprints(secret, self.step, self.plan.config.fingerprint),
             memory,
             update,
             is_complete,
@@ -159,13 +193,12 @@ class Engine:
         """Return the outcome, and take it down; a first one is checked, or explained, before."""
         layout, first = self._layout, self._first_step
         try:
-            outcome = finish()
+            outcome = self._together(step, finish)
         except NoMajority as error:
             if first is not None:
                 first.explain(error, step.copy, layout)
             return self._skip(error, step)
-        if first is not None:
-            first.check(outcome, step.copy, layout)
+        if first is not None and first.check(outcome, step.copy, layout):
             self._first_step = None
         digest = outcome.digest
         if digest is None:
@@ -175,6 +208,55 @@ class Engine:
             named = {**outcome.named, DIVERGENCE: step.control.diverged}
             outcome = replace(outcome, named=named)
         return self.history.record(outcome, layout)
+
+    def _together(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
+        """Return the outcome, also if ranks have joined."""
+        try:
+            return finish()
+        except RanksJoined:
+            self.presence.some_have_joined = True
+            if step.control.leaves:
+                raise
+            if self._first_step is not None:
+                self._first_step.put_off()
+            step.control.joined.clear()
+            return joined.exchange(step)
+
+    def leave(self) -> None:
+        """Tell the others, in their next exchange, that this rank has no more data.
+
+        Raises:
+            ExchangeTimeout: when they do not come to it.
+        """
+        if not self._has_begun or self.presence.some_have_joined:
+            return
+        nothing = namespace(self._none).empty((self._layout.words,), self._none, "int64")
+        name = self._exchange_name(self._layout)
+        step = self._begin_step(nothing, self._layout, nothing, is_complete=False)
+        step.control.leaves = True
+        exchange = partial(ALL_EXCHANGES[name].exchange, step)
+        if len(parts := self.parts(self._layout)) > 1:
+            exchange = partial(Sharded(step, parts).finish, lambda: None)
+        with suppress(RanksJoined):
+            self._together(step, exchange)
+
+    def rejoin(self, step: int) -> None:
+        """Go on with the ranks that had joined, all in this step."""
+        self.presence.some_have_joined = False
+        self.history.begin_anew(step)
+        self._digest = np.zeros(WORDS, dtype=np.int64)
+        self._secret = None
+
+    def _introduce(self, control: Control) -> bytes:
+        """Agree on a secret, if there is none; while ranks have joined, on one for this step."""
+        if self._secret is None and self.presence.some_have_joined:
+            return joined.agree_on_secret(self._collectives)
+        if self._secret is None:
+            try:
+                self._secret = control.introduce()
+            except RanksJoined:
+                return joined.agree_on_secret(self._collectives)
+        return self._secret
 
     def _skip(self, failure: NoMajority, step: Step) -> Outcome:
         """Return the outcome of a step without an update, if it is to be skipped."""

@@ -64,6 +64,12 @@ class History:
         """Return the ranks that own no slice, as they lately received badly or diverged."""
         return self._lately(self._last_unreliable)
 
+    def begin_anew(self, step: int) -> None:
+        """Forget all but the ledger, as ranks that were away know nothing of what there was."""
+        self.step, self.skipped = step, 0
+        self._layout, self._previous, self._means = None, None, {}
+        self._last_dissent, self._last_unreliable, self._last_suspects = {}, {}, {}
+
     def _lately(self, last: Mapping[Any, int]) -> frozenset[Any]:
         """Return what happened in one of the latest `DISTRUSTED_STEPS`, given when it last did."""
         first = self.step - DISTRUSTED_STEPS
@@ -100,14 +106,15 @@ class History:
         self._enter(failure.verdict or Verdict(()), failure.non_finite, named)
         if not most:
             raise failure
-        if self.skipped >= most:
+        is_fault = not (failure.verdict and failure.verdict.joined)
+        if is_fault and self.skipped >= most:
             raise NoMajority(
                 f"{failure}. More than {most} in a row are not skipped "
                 f"(Detox(max_skipped_steps=)). So far: {self.ledger.report()}",
                 failure.verdict,
                 failure.non_finite,
             ) from failure
-        self.skipped += 1
+        self.skipped += is_fault
         self.ledger.skip(
             f"step {step}: {failure}. All ranks skip the step, up to {most} in a row "
             "(Detox(max_skipped_steps=))"

@@ -78,6 +78,14 @@ class _Watched:
         self._note("alltoall", name, facts.nbytes, [part.nbytes for part in parts])
         return self._collectives.alltoall(name, facts, parts, spare)
 
+    def add_facts(self, name: str, facts: np.ndarray) -> Handle:
+        self._note("sum", name, facts.nbytes, [0] * self.size)
+        return self._collectives.add_facts(name, facts)
+
+    def add_words(self, name: str, words: Words) -> Handle:
+        self._note("sum", name, 0, [words.nbytes] * self.size)
+        return self._collectives.add_words(name, words)
+
     def broadcast(self, name: str, words: Words, root: int) -> Handle:
         self._note("broadcast", name, 0, [words.nbytes * (root == self.rank)] * self.size)
         return self._collectives.broadcast(name, words, root)

@@ -86,12 +86,18 @@ class FirstStep:
             collectives, "preflight.conditions", dict(self._collect())
         )
 
+    def put_off(self) -> None:
+        """Leave the check to a later exchange, as ranks have joined."""
+        self._has_begun = False
+
     def explain(self, error: NoMajority, copy: Copy, layout: Layout) -> None:
         """Say why the exchange of a copy had no majority, if votes mean nothing in this job.
 
         Raises:
             NotDeterministic: on every rank, when they do not.
         """
+        if not self._has_begun:
+            return
         if self._is_drill:
             self._gathered()
             return
@@ -100,19 +106,22 @@ class FirstStep:
             raise NotDeterministic(report, str(error)) from error
         self._tell(report)
 
-    def check(self, outcome: Outcome, copy: Copy, layout: Layout) -> None:
-        """Check that the votes on a copy mean anything.
+    def check(self, outcome: Outcome, copy: Copy, layout: Layout) -> bool:
+        """Check that the votes on a copy mean anything; return whether that was not put off.
 
         Raises:
             NotDeterministic: on every rank, when they do not.
         """
+        if not self._has_begun:
+            return False
         if not (outcome.verdict.dissenters or outcome.verdict.abstentions):
             self._warn(self._gathered())
-            return
+            return True
         report = self._compare(copy, layout, outcome.verdict)
         if report.verdict == NONDETERMINISTIC and not self._is_drill:
             raise NotDeterministic(report)
         self._tell(report)
+        return True
 
     def _tell(self, report: PreflightReport) -> None:
         """Log who is at fault."""

@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from horovod_detox.arrays.namespaces import Words, namespace
-from horovod_detox.exchange.collectives import Collectives, ExchangeTimeout, Handle, Message
+from horovod_detox.exchange.collectives import (
+    Collectives,
+    ExchangeTimeout,
+    Handle,
+    Message,
+    RanksJoined,
+)
 
 T = TypeVar("T")
 
@@ -30,6 +36,7 @@ class InProcessCluster:
         self._readers: Counter[tuple[str, int]] = Counter()
         self._changed = threading.Condition()
         self._failed: int | None = None
+        self._joined: set[int] = set()
 
     def run(self, program: Callable[[Collectives], T]) -> list[T]:
         """Run `program(collectives)` on every rank and return the results by rank.
@@ -56,17 +63,37 @@ class InProcessCluster:
         with self._changed:
             messages = self._calls.setdefault(call, {})
             messages[rank] = message
-            if len(messages) == self.size:
+            if len(messages) + len(self._joined) >= self.size:
                 self._changed.notify_all()
         return lambda: len(messages) == self.size
+
+    def join(self, rank: int) -> None:
+        """Take part in nothing more; as with Horovod, the others can only add."""
+        with self._changed:
+            self._joined.add(rank)
+            self._changed.notify_all()
+
+    def add(self, call: tuple[str, int]) -> Any:
+        """Wait for what the ranks bring that have not joined; return the sum."""
+        with self._changed:
+            messages = self._calls[call]
+            self._changed.wait_for(
+                lambda: len(messages) + len(self._joined) >= self.size, self.timeout
+            )
+            if len(messages) + len(self._joined) < self.size:
+                raise ExchangeTimeout(f"ranks did not take part in {call[0]!r}")
+        return sum(messages.values())
 
     def collect(self, call: tuple[str, int]) -> list[Any]:
         """Wait for every rank's message; return them by rank."""
         with self._changed:
             messages = self._calls[call]
             self._changed.wait_for(
-                lambda: len(messages) == self.size or self._failed is not None, self.timeout
+                lambda: len(messages) == self.size or self._failed is not None or self._joined,
+                self.timeout,
             )
+            if self._joined and len(messages) < self.size:
+                raise RanksJoined(f"{call[0]!r} is not supported with Join")
             missing = sorted(set(range(self.size)) - set(messages))
             if missing:
                 raise ExchangeTimeout(f"ranks {missing} did not take part in {call[0]!r}")
@@ -100,6 +127,18 @@ class _ThreadCollectives:
         if spare is not None:
             spare[:] = -1  # whoever relies on what was there is found out
         return self._submit(name, sent, lambda messages: [m[self.rank] for m in messages])
+
+    def add_facts(self, name: str, facts: np.ndarray) -> Handle:
+        return self.add_words(name, facts)
+
+    def add_words(self, name: str, words: Words) -> Handle:
+        call = (name, self._calls[name])
+        self._calls[name] += 1
+        is_done = self._cluster.deposit(call, self.rank, namespace(words).copy(words))
+        return _ThreadHandle(lambda: self._cluster.add(call), is_done)
+
+    def join(self) -> None:
+        self._cluster.join(self.rank)
 
     def broadcast(self, name: str, words: Words, root: int) -> Handle:
         def write(messages: list[Any]) -> None:

@@ -43,6 +43,9 @@ class Handle(Protocol):
 class Collectives(Protocol):
     """The collectives of one set of p ranks; all ranks make the same calls, by name, in any order.
 
+    While ranks have joined, nothing but sums may be called; Horovod crashes, or `wait()` raises
+    RanksJoined on all others.
+
     Nothing that was passed may be written to before `wait()` has returned. Of what is received,
     facts are nobody else's; words may be views of something larger.
     """
@@ -68,9 +71,26 @@ class Collectives(Protocol):
         """
         ...
 
+    def add_facts(self, name: str, facts: np.ndarray) -> Handle:
+        """Add up the ranks' facts, with zeros for those that have joined: `(n,)` of int64."""
+        ...
+
+    def add_words(self, name: str, words: Words) -> Handle:
+        """Add up words as int64, likewise: `(w,)` of the frontend's kind."""
+        ...
+
     def broadcast(self, name: str, words: Words, root: int) -> Handle:
         """Overwrite flat int64 words of the frontend's kind by those of rank `root`."""
         ...
+
+
+class RanksJoined(RuntimeError):
+    """Some ranks have joined: until all have, nothing but sums is possible, see `joined.py`."""
+
+    @classmethod
+    def instead_of(cls, error: Exception) -> Exception:
+        """Return what Horovod's error means, if it is that; else the error itself."""
+        return cls(str(error)) if "not supported with Join" in str(error) else error
 
 
 class ExchangeTimeout(RuntimeError):

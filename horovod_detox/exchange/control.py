@@ -22,15 +22,22 @@ RECORD = np.dtype(
         ("layout", np.int64, 2),  # the digest of what the words of the copy are
         ("update", np.int64, 2),  # the digest of the update of the exchange before
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
-        ("flags", np.int64),  # what is not the usual: INCOMPLETE
+        ("flags", np.int64),  # what is not the usual: INCOMPLETE or JOINED
     ]
 )
 """What a rank tells all others with every exchange."""
 _WORDS = RECORD.itemsize // 8
 INCOMPLETE = 1
 """The flag of a rank that has not all of its gradients: it sends no copy beside the record."""
+JOINED = 2
+"""The flag of a rank that has no more data: it will take part in nothing until all others join."""
 ENTROPY = 32
 """Random bytes of each rank, and of the secret."""
+
+
+def is_incomplete(told: np.ndarray) -> bool:
+    """Return whether the rank that told this has not all of its gradients."""
+    return bool(told[:_WORDS].view(RECORD)["flags"][0] & INCOMPLETE)
 
 
 class RanksDisagree(RuntimeError):
@@ -61,7 +68,9 @@ class Control:
 
     Attributes:
         diverged: the ranks that hold another update of the exchange before than most, ascending.
+        leaves: whether this rank has no more data.
         incomplete: the ranks that have not all of their gradients yet.
+        joined: the ranks that have no more data; before, all had.
     """
 
     def __init__(
@@ -75,7 +84,9 @@ class Control:
         self._collectives = collectives
         self._layout = layout
         self.diverged: tuple[int, ...] = ()
+        self.leaves = False
         self.incomplete: set[int] = set()
+        self.joined: set[int] = set()
         self._record = np.array([(step, layout.digest, update, settings, 0)], RECORD)
 
     def introduce(self) -> bytes:
@@ -97,7 +108,8 @@ class Control:
     def tell(self, facts: Sequence[int] | np.ndarray = (), is_complete: bool = True) -> np.ndarray:
         """Return this rank's record with facts behind it: `(n,)` of int64."""
         record = self._record.copy()
-        record["flags"] |= 0 if is_complete else INCOMPLETE
+        if not is_complete:
+            record["flags"] |= JOINED if self.leaves else INCOMPLETE
         return np.concatenate([record.view(np.int64), np.asarray(facts, np.int64)])
 
     def hear(self, told: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -134,7 +146,8 @@ class Control:
                     "versions, or Detox(exchange='sharded', one_round_bytes=0)"
                 )
         self.incomplete |= set(np.flatnonzero(records["flags"] & INCOMPLETE).tolist())
-        if odd := np.flatnonzero(records["flags"] & ~INCOMPLETE).tolist():
+        self.joined |= set(np.flatnonzero(records["flags"] & JOINED).tolist())
+        if odd := np.flatnonzero(records["flags"] & ~(INCOMPLETE | JOINED)).tolist():
             raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
 
 

@@ -35,6 +35,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from horovod_detox.exchange.collectives import RanksJoined
 from horovod_detox.exchange.cut import Part, cut
 from horovod_detox.exchange.evidence import Deaf, Findings, Silenced
 from horovod_detox.exchange.part import SentPart, VotedPart, conclude
@@ -73,6 +74,7 @@ class Sharded:
         self._sent: dict[int, SentPart] = {}
         self._voted: dict[int, VotedPart] = {}
         self._incomplete: set[int] = set()  # parts that some ranks cannot send yet
+        self._joined: RanksJoined | None = None
         self._digests: dict[int, np.ndarray] = {}
         self._findings = Findings()
         self._without = step.memory.unreliable  # who own nothing
@@ -121,6 +123,8 @@ class Sharded:
                 self.advance()
             if self._incomplete:
                 self._recall()
+                if self._joined is not None:
+                    raise self._joined
                 self.step.go_on()
                 if complete is not None:
                     complete()
@@ -211,7 +215,10 @@ class Sharded:
         """Let the votes on a part be known; wait for its slices if they are not here yet."""
         if part in self._voted or part in self._incomplete:
             return
-        voted = self._sent[part].vote()
+        try:
+            voted = self._sent[part].vote()
+        except RanksJoined as error:  # which other parts are to hear, too
+            voted, self._joined = None, error
         if voted is None:
             self._incomplete.add(part)
             return

@@ -8,7 +8,7 @@ import numpy as np
 
 from horovod_detox.aggregators import Aggregator, Hierarchy, TooFewVotes
 from horovod_detox.arrays.namespaces import Copy, Words
-from horovod_detox.exchange.collectives import Collectives, Message
+from horovod_detox.exchange.collectives import Collectives, Message, RanksJoined
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.momentum import Means, Momentum
 from horovod_detox.packing.layout import Buffers
@@ -25,7 +25,9 @@ class Plan(Protocol):
     def groups(self) -> Groups: ...
     @property
     def rule(self) -> Hierarchy: ...
-    def rule_without(self, silenced: Collection[int]) -> Hierarchy: ...
+    def rule_without(
+        self, silenced: Collection[int], joined: Collection[int] = ()
+    ) -> Hierarchy: ...
     @property
     def captured(self) -> int: ...
     @property
@@ -106,7 +108,7 @@ class Step:
             told = self.control.tell(is_complete=is_complete)
             messages = send(told, self.copy if is_complete else self.copy[:0])
             self.control.hear([message.facts for message in messages])
-            if not self.control.incomplete:
+            if not (self.control.incomplete or self.control.joined):
                 return messages
             self.go_on()
             is_complete = True
@@ -119,7 +121,10 @@ class Step:
 
         Raises:
             Postponed: on every rank, when it is not.
+            RanksJoined: on every rank, when some have no more data.
         """
+        if self.control.joined:
+            raise RanksJoined(f"ranks {sorted(self.control.joined)} have joined")
         incomplete, self.control.incomplete = self.control.incomplete, set()
         complete = set(range(self.collectives.size)) - incomplete
         if self.plan.groups.with_most_of(complete) <= self.plan.captured:
@@ -214,7 +219,8 @@ def rule_for(plan: Plan, verdict: Verdict, non_finite: tuple[int, ...]) -> Aggre
     if 2 * len(non_finite) > votes:
         return None
     try:
-        return plan.rule_without(verdict.abstentions).fit(votes - len(non_finite))
+        rule = plan.rule_without(verdict.abstentions, verdict.joined)
+        return rule.fit(votes - len(non_finite))
     except TooFewVotes as error:
         text = _explain(plan, verdict, str(error))
         raise NoMajority(text, verdict, non_finite) from None

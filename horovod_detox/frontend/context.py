@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from horovod_detox.config import Detox, Plan
 from horovod_detox.determinism.conditions import Conditions
 from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.drill import DrilledEngine
-from horovod_detox.engine import Engine
+from horovod_detox.engine import Engine, Presence
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
 from horovod_detox.vote.groups import group_seeds
 from horovod_detox.vote.ledger import Event, FaultReport, Ledger
@@ -49,6 +51,8 @@ class Context:
         self.before_engines: Callable[[Any], None] = lambda process_set: None
         self._session: Session | None = None
         self._engines: Counter[int] = Counter()  # made on each process set, for unique names
+        self._live: WeakValueDictionary[str, Engine] = WeakValueDictionary()  # of all ranks
+        self._presence = Presence()
 
     def init(self, *args: Any, detox: Detox | None = None, **kwargs: Any) -> None:
         """Initialise Horovod and agree on the settings with all ranks.
@@ -73,6 +77,8 @@ class Context:
         self._hvd.shutdown()
         self._session = None
         self._engines.clear()
+        self._live.clear()
+        self._presence = Presence()
 
     def session(self) -> Session:
         """Return the session of this process.
@@ -125,8 +131,35 @@ class Context:
             ranks = process_set.ranks
             return FirstStep(plan.groups, self._conditions, ranks, is_drill, session.told)
 
+        def enter(name: str, engine: Engine) -> None:
+            if process_set.process_set_id == 0:
+                self._live[f"{scope}.{name}"] = engine
+                engine.presence = self._presence
+
         ledger = session.ledger(process_set.ranks)
-        return Engines(plan, collectives, ledger, attack, first_step)
+        return Engines(plan, collectives, ledger, attack, first_step, enter)
+
+    def join(self, wait: Callable[[], int]) -> int:
+        """Let this rank have no more data, until no rank has; return the last that had some.
+
+        Args:
+            wait: Horovod's own `join`.
+
+        Raises:
+            ValueError: with a tolerance.
+        """
+        session = self.session()
+        if session.config.tolerance:
+            raise ValueError(
+                f"tolerance = {session.config.tolerance}: while ranks have joined, copies are "
+                "compared by their bits only. Give every rank the same number of batches"
+            )
+        if (engine := self._presence.next()) is not None:
+            engine.leave()
+        last, plan = wait(), session.plan()
+        if plan is not None:
+            rejoin(self.collectives("detox.join"), plan.groups, dict(self._live))
+        return last
 
     def collectives(self, scope: str) -> Collectives:
         """Return the collectives of all ranks, under names that begin with `scope`."""
@@ -191,12 +224,14 @@ class Engines:
         ledger: Ledger | None,
         attack: Attack | None,
         first_step: Callable[[], FirstStep | None] = lambda: None,
+        enter: Callable[[str, Engine], None] = lambda name, engine: None,
     ) -> None:
         self.plan = plan
         self._collectives = collectives
         self._ledger = ledger
         self._attack = attack
         self._first_step = first_step
+        self._enter = enter
 
     def make_for_losses(self) -> Engine:
         """Make an engine for losses: the median of the groups' votes, whatever gradients go by."""
@@ -208,7 +243,9 @@ class Engines:
             one_round_bytes=given.one_round_bytes,
         )
         plan = Plan(config, groups, config.fit(groups), config.hierarchy())
-        return Engine(plan, self._collectives("loss"), self._ledger)
+        engine = Engine(plan, self._collectives("loss"), self._ledger)
+        self._enter("loss", engine)
+        return engine
 
     def make_for_gradients(
         self, name: str = "gradients", factor: float = 1, skips: bool = False
@@ -228,6 +265,7 @@ class Engines:
             f"times {factor}",
             skips,
         )
+        self._enter(name, engine)
         if self._attack is None:
             return engine
         return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))

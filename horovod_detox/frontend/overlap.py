@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from horovod_detox.arrays.namespaces import Copy, Words
 from horovod_detox.engine import Engine
+from horovod_detox.exchange.collectives import RanksJoined
 from horovod_detox.exchange.driver import Driver, Task
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.exchange.step import Outcome, Postponed
@@ -113,7 +114,7 @@ class Overlap:
         except Postponed:
             self._under_way = under_way
             raise
-        if outcome.failure is not None and is_wanted:
+        if is_wanted and (outcome.failure is not None or not under_way.has_update):
             packing.unpack(packing.update, self._factor, range(len(packing.parameters)))
         return outcome
 
@@ -164,6 +165,9 @@ class _UnderWay:
                     return self.sharded.finish(self._pack_the_rest)
                 self._pack_the_rest()
                 return self.sharded.finish()
+        except RanksJoined:
+            self._pack_the_rest()
+            raise
         except Postponed:
             # Until all have sent them, gradients may change.
             self._to_pack |= {
@@ -176,6 +180,11 @@ class _UnderWay:
     def _pack_the_rest(self) -> None:
         """Pack the gradients that were not added, as they are now."""
         self._packing.pack(sorted(self._to_pack))
+
+    @property
+    def has_update(self) -> bool:
+        """Return whether the gradients were replaced: not, while ranks have joined."""
+        return len(self._received) == len(self._missing)
 
     def receive(self, part: int) -> None:
         """Replace the gradients of which all parts of the update are there."""

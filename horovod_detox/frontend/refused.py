@@ -1,18 +1,6 @@
 """What Horovod offers and redundancy groups cannot keep, refused with the reason."""
 
-from typing import Any, NoReturn
-
-
-def join(device: int = -1) -> NoReturn:
-    """Refuse to let a rank finish early.
-
-    Raises:
-        RuntimeError: always.
-    """
-    raise RuntimeError(
-        "hvd.join() works with allreduce only: a rank without data would leave its group's vote. "
-        "Give every rank the same number of batches"
-    )
+from typing import Any
 
 
 class SyncBatchNorm:

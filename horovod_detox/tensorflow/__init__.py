@@ -5,11 +5,11 @@ from horovod.tensorflow import *  # noqa: F403
 import horovod_detox.tensorflow.elastic as elastic  # noqa: F401  # not that of the line above
 from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.frontend.refused import SyncBatchNorm as _SyncBatchNorm
-from horovod_detox.frontend.refused import join as join
 from horovod_detox.tensorflow.compression import Compression as Compression
 from horovod_detox.tensorflow.context import context as _context
 from horovod_detox.tensorflow.context import seed_group as seed_group
 from horovod_detox.tensorflow.data import shard as shard
+from horovod_detox.tensorflow.joining import join as join
 from horovod_detox.tensorflow.optimizer import DistributedOptimizer as DistributedOptimizer
 from horovod_detox.tensorflow.optimizer import (
     PartialDistributedOptimizer as PartialDistributedOptimizer,

@@ -11,7 +11,13 @@ import tensorflow as tf
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_detox.arrays.namespaces import aligned_empty
-from horovod_detox.exchange.collectives import ExchangeTimeout, Handle, join, split
+from horovod_detox.exchange.collectives import (
+    ExchangeTimeout,
+    Handle,
+    RanksJoined,
+    join,
+    split,
+)
 
 
 class HorovodCollectives:
@@ -53,6 +59,14 @@ class HorovodCollectives:
         feeds = [joined, splits]
         return self._submit(name, hvd.alltoall, feeds, lambda result: list(split(result[0])))
 
+    def add_facts(self, name: str, facts: np.ndarray) -> Handle:
+        """Add up the ranks' facts, with zeros for those that have joined: `(n,)` of int64."""
+        return self._submit(name, hvd.allreduce, [facts.copy()], op=hvd.Sum)
+
+    def add_words(self, name: str, words: np.ndarray) -> Handle:
+        """Add up words as int64, likewise: `(w,)`."""
+        return self.add_facts(name, words)
+
     def broadcast(self, name: str, words: np.ndarray, root: int) -> Handle:
         """Overwrite words by those of a rank of the set."""
         mine = root == self.rank
@@ -75,7 +89,8 @@ class HorovodCollectives:
             raise ExchangeTimeout.after(self.timeout, self.rank, handles[0].name)
         if isinstance(results, tf.errors.OpError):
             # After a page on where the node was made comes what happened.
-            raise HorovodInternalError(results.message.split("\nNode: ")[-1])
+            error = HorovodInternalError(results.message.split("\nNode: ")[-1])
+            raise RanksJoined.instead_of(error)
         if isinstance(results, BaseException):
             raise results
         for handle, result in zip(handles, results, strict=True):

@@ -4,10 +4,10 @@ from horovod.torch import *  # noqa: F403
 
 from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.frontend.refused import SyncBatchNorm as SyncBatchNorm
-from horovod_detox.frontend.refused import join as join
 from horovod_detox.torch.compression import Compression as Compression
 from horovod_detox.torch.context import context as _context
 from horovod_detox.torch.context import seed_group as seed_group
+from horovod_detox.torch.joining import join as join
 from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOptimizer
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
 from horovod_detox.torch.state import broadcast_optimizer_state as broadcast_optimizer_state

@@ -7,11 +7,13 @@ from typing import Any
 import horovod.torch as hvd
 import numpy as np
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_detox.exchange.collectives import (
     ExchangeTimeout,
     Handle,
     Message,
+    RanksJoined,
     join,
     process_ends,
     split,
@@ -63,6 +65,14 @@ class HorovodCollectives:
         words = self._alltoall(name, torch.cat(list(parts), out=room), lengths, _itself)
         return _Parallel(self.rank, beside, words)
 
+    def add_facts(self, name: str, facts: np.ndarray) -> Handle:
+        """Add up the ranks' facts, with zeros for those that have joined: `(n,)` of int64."""
+        return self._add(name, torch.tensor(facts), torch.Tensor.numpy)
+
+    def add_words(self, name: str, words: torch.Tensor) -> Handle:
+        """Add up words as int64, likewise: `(w,)`."""
+        return self._add(name, words, _itself)
+
     def broadcast(self, name: str, words: torch.Tensor, root: int) -> Handle:
         """Overwrite words by those of a rank of the set."""
         handle = hvd.broadcast_async_(
@@ -78,6 +88,14 @@ class HorovodCollectives:
     ) -> "_HorovodHandle":
         full_name = f"{self._scope}.{name}"
         handle = hvd.allgather_async(words, name=full_name, process_set=self._process_set)
+        return _HorovodHandle(handle, name, self, finish)
+
+    def _add(
+        self, name: str, words: torch.Tensor, finish: Callable[[Any], Any]
+    ) -> "_HorovodHandle":
+        handle = hvd.allreduce_async(
+            words, op=hvd.Sum, name=f"{self._scope}.{name}", process_set=self._process_set
+        )
         return _HorovodHandle(handle, name, self, finish)
 
     def _alltoall(
@@ -122,7 +140,10 @@ class _HorovodHandle:
                 raise ExchangeTimeout.after(timeout, self._collectives.rank, self._name)
             if process_ends.wait(POLL_SECONDS):
                 raise ExchangeTimeout.at_the_end(self._collectives.rank, self._name)
-        return self._finish(hvd.synchronize(self._handle))
+        try:
+            return self._finish(hvd.synchronize(self._handle))
+        except HorovodInternalError as error:
+            raise RanksJoined.instead_of(error) from error
 
 
 class _Parallel:

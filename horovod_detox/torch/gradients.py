@@ -170,7 +170,7 @@ class GradientExchange:
         layout = self._packing.layout
         if not layout.parameters:
             raise ValueError("no parameter of the optimizer requires a gradient: nothing to train")
-        if self._overlap is not None:
+        if self._overlap is not None and not self._engine.presence.some_have_joined:
             outcome = self._overlap.finish(is_complete)
         else:
             copy, update = self._packing.pack(), self._packing.update
@@ -217,7 +217,8 @@ class GradientExchange:
         self._delays[parameter] -= 1
         if self._delays[parameter] == 0:
             self._waiting.discard(parameter)
-            if self._overlap is not None and self._is_last_hook(parameter):
+            all_take_part = not self._engine.presence.some_have_joined
+            if self._overlap is not None and all_take_part and self._is_last_hook(parameter):
                 self._overlap.add(parameter)
             passes.touch(self)
 

@@ -3,8 +3,8 @@
 from horovod.torch.mpi_ops import *  # noqa: F403
 
 from horovod_detox.frontend.fall_through import fall_through
-from horovod_detox.frontend.refused import join as join
 from horovod_detox.torch.context import context as _context
+from horovod_detox.torch.joining import join as join
 from horovod_detox.torch.verbs import meeting as _meeting
 
 init = _context.init

@@ -13,7 +13,7 @@ import horovod.torch as hvd
 
 from horovod_detox.torch import passes
 
-KINDS = ("allreduce", "allgather", "broadcast", "alltoall", "reducescatter", "barrier")
+KINDS = ("allreduce", "allgather", "broadcast", "alltoall", "reducescatter", "barrier", "join")
 
 
 def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,12 @@ from itertools import accumulate, product
 from horovod_detox.vote.groups import Groups
 
 
-def faulty_votes(num_byzantine: int, groups: Groups, silenced: Collection[int] = ()) -> int:
+def faulty_votes(
+    num_byzantine: int,
+    groups: Groups,
+    silenced: Collection[int] = (),
+    joined: Collection[int] = (),
+) -> int:
     """Return f, the most votes that q faulty ranks can capture.
 
     Args:
@@ -15,12 +20,14 @@ def faulty_votes(num_byzantine: int, groups: Groups, silenced: Collection[int] =
         groups: of all ranks.
         silenced: the groups without a vote, to which at least half of their ranks contributed; if
             these are more than q, nothing follows from it.
+        joined: groups that have no vote for another reason.
 
     >>> groups = Groups(((0, 1), (2, 3), (4, 5), (6, 7, 8)))
     >>> faulty_votes(5, groups), faulty_votes(5, groups, [0]), faulty_votes(5, groups, [0, 1, 2])
     (2, 2, 1)
     """
-    sizes = [len(ranks) for group, ranks in enumerate(groups.members) if group not in silenced]
+    without = {*silenced, *joined}
+    sizes = [len(ranks) for group, ranks in enumerate(groups.members) if group not in without]
     left = num_byzantine - sum(ranks_to_silence(len(groups.members[g])) for g in silenced)
     costs = accumulate(size // 2 + 1 for size in sorted(sizes))
     return sum(cost <= (left if left >= 0 else num_byzantine) for cost in costs)

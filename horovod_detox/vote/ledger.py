@@ -241,7 +241,7 @@ class Ledger:
         """
         self._steps += 1
         for group, vote in enumerate(verdict.votes):
-            if vote.winners is None:
+            if vote.winners is None and not vote.has_joined:
                 self._enter(step, ABSTENTION, group, self._members[group], [group])
             if vote.dissenters:
                 dissenters = self._named(vote.dissenters)

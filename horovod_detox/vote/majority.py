@@ -17,10 +17,12 @@ class Vote:
             whose whole copy is taken; None: abstention, the group has no strict majority in some
             slice and is left out of the aggregation.
         dissenters: ranks whose copy lost in some slice. Nobody is blamed in an abstention.
+        has_joined: whether most members have joined, which is no fault; others are dissenters.
     """
 
     winners: tuple[int, ...] | None
     dissenters: tuple[int, ...] = ()
+    has_joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ class Verdict:
     @property
     def abstentions(self) -> tuple[int, ...]:
         """Return the groups without a strict majority."""
-        return tuple(g for g, vote in enumerate(self.votes) if vote.winners is None)
+        return tuple(
+            g for g, vote in enumerate(self.votes) if vote.winners is None and not vote.has_joined
+        )
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """Return the groups most of whose members have joined."""
+        return tuple(g for g, vote in enumerate(self.votes) if vote.has_joined)
 
     @property
     def dissenters(self) -> tuple[int, ...]:

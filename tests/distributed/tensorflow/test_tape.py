@@ -171,9 +171,7 @@ def test_compressors_must_keep_the_shape(start):
         tape.gradient(loss, variable)
 
 
-def test_join_and_sync_batch_norm_are_refused():
-    with pytest.raises(RuntimeError, match="allreduce only"):
-        hvd.join()
+def test_sync_batch_norm_is_refused():
     with pytest.raises(ValueError, match="past the vote"):
         hvd.SyncBatchNormalization()
 

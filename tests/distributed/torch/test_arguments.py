@@ -56,9 +56,7 @@ def test_predivision_changes_nothing():
     assert_gradients(network, expected)
 
 
-def test_join_and_sync_batch_norm_are_refused():
-    with pytest.raises(RuntimeError, match="allreduce only"):
-        hvd.join()
+def test_sync_batch_norm_is_refused():
     with pytest.raises(ValueError, match="past the vote"):
         hvd.SyncBatchNorm(3)
 
