@@ -65,7 +65,8 @@ class Context:
             ValueError: on every rank, when some rank's settings are wrong or differ from another's.
         """
         self._hvd.init(*args, **kwargs)
-        self._session = None
+        self._session, self._presence = None, Presence()
+        self._live.clear()
         everybody = self._hvd.global_process_set
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
         self._session = agree(collectives, detox)
@@ -147,6 +148,7 @@ class Context:
 
         Raises:
             ValueError: with a tolerance.
+            RuntimeError: when there is an optimizer, and none has exchanged anything yet.
         """
         session = self.session()
         if session.config.tolerance:
@@ -154,8 +156,14 @@ class Context:
                 f"tolerance = {session.config.tolerance}: while ranks have joined, copies are "
                 "compared by their bits only. Give every rank the same number of batches"
             )
-        if (engine := self._presence.next()) is not None:
+        engine = self._presence.next()
+        if engine is not None:
             engine.leave()
+        elif self._live:
+            raise RuntimeError(
+                "hvd.join() before the first exchange of gradients: Horovod would crash, as its "
+                "join works with allreduce only. Give every rank a batch at least"
+            )
         last, plan = wait(), session.plan()
         if plan is not None:
             rejoin(self.collectives("detox.join"), plan.groups, dict(self._live))

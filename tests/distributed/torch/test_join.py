@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
@@ -98,4 +99,49 @@ def test_liars_are_outvoted_while_others_have_joined(start):
 def test_a_tolerance_and_join_do_not_go_together(start):
     start(group_size=2, tolerance=1e-6)
     with pytest.raises(ValueError, match="tolerance = 1e-06: while ranks have joined"):
+        hvd.join()
+
+
+@pytest.mark.ranks(4)
+def test_two_optimizers_that_take_turns(start):
+    start(group_size=2, outer="mean")
+    first, second = model(0, normalize=False), model(1, normalize=False)
+    optimizers = wrap(first), wrap(second)
+    for steps in ([2, 4], [2, 2]):
+        for step in range(steps[hvd.group()]):
+            for network, optimizer in zip((first, second), optimizers, strict=True):
+                optimizer.zero_grad()
+                loss_of(network, step, hvd.group()).backward()
+                optimizer.step()
+        last = hvd.join()
+        for network, optimizer in zip((first, second), optimizers, strict=True):
+            hvd.broadcast_parameters(network.state_dict(), root_rank=last)
+            hvd.broadcast_optimizer_state(optimizer, root_rank=last)
+    assert len(set(everywhere(digest(first) + digest(second)))) == 1
+    assert hvd.fault_report().dissents == {}
+
+
+@pytest.mark.ranks(4)
+def test_join_without_an_optimizer_is_horovods(start):
+    """What Horovod's own tests of join check."""
+    start(group_size=2)
+    everywhere("named apart from what follows")
+    if hvd.rank() != 3:
+        total = hvd.allreduce(torch.ones(5, 5), op=hvd.Sum, name="while 3 has joined")
+        assert total.tolist() == [[3.0] * 5] * 5
+        for refused in (
+            lambda: hvd.allgather(torch.ones(3), name="refused gathering"),
+            lambda: hvd.broadcast(torch.ones(3), 0, name="refused broadcast"),
+        ):
+            with pytest.raises(HorovodInternalError, match="not supported with Join"):
+                refused()
+    last = hvd.join()
+    assert everywhere(last) == [last] * 4
+    assert last != 3
+
+
+def test_a_rank_without_any_data_hears_that_it_cannot_join(start):
+    start(group_size=2)
+    _ = wrap(model())
+    with pytest.raises(RuntimeError, match="before the first exchange of gradients"):
         hvd.join()
