@@ -53,13 +53,25 @@ def common_conditions() -> dict[str, str]:
         "CPU": _cpu(),
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "denormal numbers": denormals(),
     } | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 def rounding() -> str:
     """Return what the last bits of an aggregation depend on, in this process."""
     facts = [_cpu(), f"numpy {np.__version__}", f"numba {version('numba')}"]
+    facts.append(f"denormal numbers {denormals()}")
     return ", ".join(facts + [f"{n}={os.environ[n]}" for n in OF_KERNELS if n in os.environ])
+
+
+def denormals() -> str:
+    """Return whether this thread, and those it begins, keep numbers below the normal ones.
+
+    It is tried out: libraries may have them flushed to zero, as torch.set_flush_denormal does.
+    """
+    smallest = np.full(1, np.finfo(np.float32).tiny, np.float32)
+    with np.errstate(all="ignore"):
+        return "kept" if (smallest / 2)[0] else "flushed to zero"
 
 
 @cache

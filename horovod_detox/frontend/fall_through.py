@@ -1,9 +1,15 @@
-"""What Horovod's modules have and ours do not replace, private names included, is Horovod's."""
+"""What Horovod has and ours do not replace is Horovod's: names, private ones too, and modules."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
+
+FRONTENDS = ("horovod_detox.torch.", "horovod_detox.tensorflow.", "horovod_detox.keras.")
 
 
 def fall_through(module: str) -> Callable[[str], Any]:
@@ -13,7 +19,7 @@ def fall_through(module: str) -> Callable[[str], Any]:
     Traceback (most recent call last):
     AttributeError: module 'horovod_detox.common.util' has no attribute '__path__'
     """
-    theirs = "horovod" + module.removeprefix("horovod_detox")
+    theirs = _theirs(module)
 
     def find(name: str) -> Any:
         # A submodule of ours is to be imported, not to be found in Horovod's.
@@ -26,6 +32,36 @@ def fall_through(module: str) -> Callable[[str], Any]:
     return find
 
 
+def _theirs(module: str) -> str:
+    return "horovod" + module.removeprefix("horovod_detox")
+
+
 def _is_submodule(module: str, name: str) -> bool:
-    is_package = getattr(import_module(module), "__path__", None) is not None
-    return is_package and find_spec(f"{module}.{name}") is not None
+    path = getattr(import_module(module), "__path__", None)
+    return path is not None and PathFinder.find_spec(f"{module}.{name}", path) is not None
+
+
+class _Finder(MetaPathFinder):
+    """Finds, after all others, Horovod's module where our frontends have none of that name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith(FRONTENDS) or (found := find_spec(_theirs(fullname))) is None:
+            return None
+        is_package = found.submodule_search_locations is not None
+        return ModuleSpec(fullname, _Copier(), is_package=is_package)
+
+
+class _Copier(Loader):
+    """Makes a module of what Horovod's has, as `from ... import *` does, private names included."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        theirs = vars(import_module(_theirs(module.__name__)))
+        vars(module).update({k: v for k, v in theirs.items() if not k.startswith("__")})
+
+
+sys.meta_path.append(_Finder())

@@ -15,6 +15,9 @@ from horovod_detox.launcher.random_states import RandomState
 from horovod_detox.launcher.stand_in import Frontend, Script
 from horovod_detox.tensorflow.context import context
 
+OF_KERAS_2 = "experimental_run_tf_function"
+"""An argument of `compile` in Horovod's examples."""
+
 
 def take_over(script: Script) -> Frontend:
     """Serve a script: call this once in a process."""
@@ -63,11 +66,18 @@ def _replace_shard(script: Script) -> None:
 
 
 def _replace_compile(script: Script) -> None:
-    """Have Keras leave XLA, which it would choose on a GPU, to scripts that ask for it."""
-    compile_model = keras.Model.compile
+    """Have Keras leave XLA, which it would choose on a GPU, to scripts that ask for it.
+
+    The function is replaced where it is defined: one of the model's class would be taken for the
+    script's own, with which Keras does not compile a model that it loads.
+    """
+    owner = next(cls for cls in keras.Model.__mro__ if "compile" in vars(cls))
+    compile_model = owner.compile
 
     @functools.wraps(compile_model)
     def compile_plainly(self: Any, *args: Any, **more: Any) -> None:
+        if more.pop(OF_KERAS_2, None) is not None:
+            script.tell("keras.Model.compile", f"without {OF_KERAS_2}, which Keras 3 does not know")
         compile_model(self, *args, **more)
         if more.get("jit_compile", "auto") == "auto" and self.jit_compile:
             script.tell(
@@ -75,4 +85,4 @@ def _replace_compile(script: Script) -> None:
             )
             self.jit_compile = False
 
-    keras.Model.compile = compile_plainly
+    owner.compile = compile_plainly

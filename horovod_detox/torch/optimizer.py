@@ -10,11 +10,13 @@ import horovod.torch as hvd
 import torch
 
 from horovod_detox.attacks import Attack
+from horovod_detox.frontend.fall_through import fall_through
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
 
+__getattr__ = fall_through(__name__)
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
 
 

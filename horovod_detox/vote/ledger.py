@@ -216,6 +216,7 @@ class Ledger:
         self._steps = self._skipped = 0
         self._faults: dict[str, dict[int, _Fault]] = {kind: {} for kind in KINDS}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self._untold: list[Event] = []
         self._callbacks: list[Callable[[Event], None]] = []
 
     def subscribe(self, callback: Callable[[Event], None]) -> None:
@@ -257,6 +258,7 @@ class Ledger:
             self._enter(step, SUSPICION, self._groups.of(pair[0]), ranks, ranks)
         if self._logs:
             self._tell_what_is_over(step)
+        self._tell()
 
     def skip(self, warning: str) -> None:
         """Note that the step which was recorded last had no update; warn of the first."""
@@ -309,11 +311,17 @@ class Ledger:
         if self._logs and is_new:
             log.warning("%s", event)
         self._events.append(event)
-        for callback in self._callbacks:
-            try:
-                callback(event)
-            except Exception:  # this rank goes on as all others do
-                log.exception("a callback of on_fault failed at %s", event)
+        self._untold.append(event)
+
+    def _tell(self) -> None:
+        """Call back with the events of a step, when all of it is entered."""
+        events, self._untold = self._untold, []
+        for event in events:
+            for callback in self._callbacks:
+                try:
+                    callback(event)
+                except Exception:  # this rank goes on as all others do
+                    log.exception("a callback of on_fault failed at %s", event)
 
     def _tell_what_is_over(self, step: int) -> None:
         """Log which faults were told and were not found for some exchanges."""

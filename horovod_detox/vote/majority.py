@@ -1,7 +1,7 @@
 """The majority vote of a group: fingerprints or distances in, winners and dissenters out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Vote:
 
     winners: tuple[int, ...] | None
     dissenters: tuple[int, ...] = ()
-    has_joined: bool = False
+    has_joined: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,19 @@
 """The verdict on a gradient that all ranks computed, from what they tell."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
 from horovod_detox import Detox
-from horovod_detox.determinism.conditions import common_conditions, differing, table
+from horovod_detox.determinism.conditions import (
+    common_conditions,
+    denormals,
+    differing,
+    rounding,
+    table,
+)
 from horovod_detox.determinism.trial import RankFailed, compare_trials, from_first_rank
 from horovod_detox.determinism.verdict import PreflightReport, Trial, judge_trials
 from horovod_detox.exchange.cluster import InProcessCluster
@@ -276,3 +283,20 @@ def test_ranks_compare_what_they_computed():
     reports = InProcessCluster(4).run(program)
     assert reports == [judge_trials(made)] * 4
     assert isinstance(reports[0], PreflightReport)
+
+
+def test_whether_denormal_numbers_are_kept_is_tried_out():
+    torch = pytest.importorskip("torch")
+    found = []
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush them")
+    try:
+        found.append(denormals())
+        thread = threading.Thread(target=lambda: found.append(denormals()))
+        thread.start()
+        thread.join()
+        assert "denormal numbers flushed to zero" in rounding()
+    finally:
+        torch.set_flush_denormal(False)
+    assert found == ["flushed to zero"] * 2
+    assert common_conditions()["denormal numbers"] == "kept"

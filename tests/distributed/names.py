@@ -1,15 +1,19 @@
 """What Horovod's modules have, and ours must have, too."""
 
-from collections.abc import Iterable
+import pkgutil
 from importlib import import_module
 
 
-def missing_names(framework: str, modules: Iterable[str]) -> list[str]:
-    """Return what some modules of Horovod have and ours of the same names have not."""
+def missing_names(framework: str) -> list[str]:
+    """Return what the modules of one of Horovod's frontends have, and ours have not."""
+    frontend = import_module(f"horovod.{framework}")
+    found = pkgutil.walk_packages(frontend.__path__, f"horovod.{framework}.")
     missing = []
-    for module in modules:
-        path = ".".join([framework, module]).rstrip(".")
-        theirs, ours = (import_module(f"{top}.{path}") for top in ("horovod", "horovod_detox"))
+    modules = [
+        module.name for module in found if "mpi_lib" not in module.name
+    ]  # that are not python
+    for path in (frontend.__name__, *modules):
+        theirs, ours = import_module(path), import_module(path.replace("horovod", "horovod_detox"))
         names = [name for name in vars(theirs) if not name.startswith("__")]
         missing += [f"{path}.{name}" for name in names if not hasattr(ours, name)]
     return missing

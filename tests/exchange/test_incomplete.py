@@ -58,7 +58,7 @@ def exchange(detox, p, passes, sent=lambda rank: 0):
         parts, under_way = engine.parts(layout), None
         if len(parts) > 1:
             under_way = engine.begin(copy, layout, update)
-            for part in range(sent(rank)):
+            for part in range(min(sent(rank), len(parts))):
                 copy[: parts[part].stop] = words[: parts[part].stop]
                 under_way.send(part)
 

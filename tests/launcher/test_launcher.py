@@ -240,12 +240,23 @@ assert horovod.keras.callbacks.BestModelCheckpoint is callbacks.BestModelCheckpo
 assert elastic.KerasState is ours.keras.elastic.KerasState
 assert tensorflow_elastic.TensorFlowState is ours.elastic.TensorFlowState is htf.elastic.TensorFlowState
 assert htf._executing_eagerly and ours._context._hvd is not htf
-import keras
+import tempfile, keras, numpy as np
 keras.Model._resolve_auto_jit_compile = lambda model: True  # as on a GPU
 for asked, expected in (({}, False), ({"jit_compile": "auto"}, False), ({"jit_compile": True}, True)):
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile("sgd", "mse", **asked)
     assert model.jit_compile is expected, asked
+model.compile("sgd", "mse", experimental_run_tf_function=False)  # as in Horovod's examples
+model(np.ones((1, 2)))
+model.fit(np.ones((4, 2)), np.ones(4), verbose=0)
+with tempfile.TemporaryDirectory() as folder:
+    model.save(folder + "/model.keras")
+    loaded = keras.models.load_model(folder + "/model.keras")
+assert loaded.compiled and loaded.optimizer is not None
+assert loaded.evaluate(np.ones((4, 2)), np.ones(4), verbose=0) >= 0
+import horovod.tensorflow.util, horovod_detox.tensorflow.util
+import horovod_detox.tensorflow.data.compute_service as service
+assert service.TfDataServiceConfig and ours.shard is horovod_detox.tensorflow.data.shard
 """  # noqa: E501
 
 

@@ -99,6 +99,15 @@ def test_when_a_fault_began_is_known_after_its_events_are_gone(monkeypatch):
     assert json.loads(ledger.report().to_json())["spans"] == {"dissent": {"4": [3, 19]}}
 
 
+def test_callbacks_see_a_step_that_is_entered_whole():
+    groups = Groups(((0, 1, 2), (3, 4, 5)))
+    ledger = Ledger(groups)
+    seen = []
+    ledger.subscribe(lambda event: seen.append(ledger.report().dissents))
+    ledger.record(0, Verdict((Vote((0,), (2,)), Vote((3,), (4,)))))
+    assert seen == [{2: 1, 4: 1}] * 2
+
+
 def test_a_callback_that_fails_stops_nobody(caplog):
     def failing(event):
         raise RuntimeError(event)
