@@ -86,8 +86,7 @@ def _stand_in(records: np.ndarray, absent: set[int]) -> None:
 
 def _judge(groups: Groups, table: np.ndarray, absent: set[int]) -> Verdict:
     """Take the votes, in which to have joined is a vote, too."""
-    for rank in absent:
-        table[rank] = -1 - rank  # like no other
+    table[list(absent)] = -1
     verdict = judge(groups, table)
     votes = list(verdict.votes)
     for group, members in enumerate(groups.members):

@@ -145,3 +145,21 @@ def test_gradients_may_be_missing_beside_joined_ranks():
             if rank not in joins:
                 assert updates[1:] == [expected(detox, 9, step, [0, 1]) for step in (1, 2)]
                 assert report.steps == 3
+
+
+def test_joined_ranks_do_not_make_a_half_done_step_whole():
+    detox = Detox(3, one_round_bytes=0)
+    plan = detox.plan(9)
+
+    def program(collectives):
+        engine = Engine(plan, collectives)
+        words = LAYOUT.pack([copies_of(plan.groups, 0)[collectives.rank]])
+        engine.exchange(words, LAYOUT)
+        if collectives.rank in plan.groups.members[2]:
+            engine.leave()
+            return collectives.join()
+        with pytest.raises(Postponed):
+            engine.exchange(words, LAYOUT, None, is_complete=collectives.rank == 7)
+        return engine.exchange(words, LAYOUT).verdict.joined
+
+    assert InProcessCluster(9).run(program) == [(2,), (2,), None] * 3

@@ -100,8 +100,7 @@ def test_when_a_fault_began_is_known_after_its_events_are_gone(monkeypatch):
 
 
 def test_callbacks_see_a_step_that_is_entered_whole():
-    groups = Groups(((0, 1, 2), (3, 4, 5)))
-    ledger = Ledger(groups)
+    ledger = Ledger(form_groups(6, 3, "packed"))
     seen = []
     ledger.subscribe(lambda event: seen.append(ledger.report().dissents))
     ledger.record(0, Verdict((Vote((0,), (2,)), Vote((3,), (4,)))))
