@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from horovod_detox.packing.bits import refuse_sparse
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.tensorflow import packing_of
 from horovod_detox.tensorflow.compression import Compression
-from horovod_detox.tensorflow.missing import Named, completed, kinds, wire_name
+from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import native
 
-EngineOf = Callable[[Hashable], Engine | DrilledEngine]
+EngineOf = Callable[[Sequence[Any]], Engine | DrilledEngine]
 
 
 class GradientExchange:
@@ -30,8 +30,7 @@ class GradientExchange:
     Args:
         reduction: how.
         plan: groups and rule; None: there is nobody to exchange with.
-        engine_of: returns the engine for some variables, the same for those of the same names,
-            shapes and dtypes; None: as for the plan.
+        engine_of: returns the engine for the gradients of some variables; None: as for the plan.
         sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
         scale_local_gradients: divide the gradients of local variables by the number of groups.
 
@@ -89,7 +88,7 @@ class GradientExchange:
             gradient is not None for gradient, _ in shared.values()
         ):
             return result
-        engine = self._engine_of(kinds(shared))
+        engine = self._engine_of([native(variable) for _, variable in shared.values()])
         try:
             updates = self._exchange(engine, shared)
         except ParametersDiffer as error:

@@ -1,6 +1,6 @@
 """Gradients that some ranks have not, as their batches left variables out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -57,11 +57,3 @@ def _zero(variable: Any, in_rows: bool) -> Any:
         return tf.zeros(shape, dtype)
     no_rows, no_indices = tf.zeros([0, *shape[1:]], dtype), tf.zeros([0], tf.int64)
     return tf.IndexedSlices(no_rows, no_indices, tf.shape(variable, tf.int64))
-
-
-def kinds(named: Mapping[str, tuple[Any, Any]]) -> tuple[Any, ...]:
-    """Return what tells these variables from others: names, shapes and dtypes."""
-    return tuple(
-        (name, tuple(variable.shape), tf.as_dtype(variable.dtype).name)
-        for name, (_, variable) in named.items()
-    )

@@ -1,6 +1,8 @@
 """tf.GradientTape with DETOX in the place of allreduce."""
 
+import weakref
 from collections.abc import Hashable, Sequence
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -131,19 +133,31 @@ class _DistributedGradientTape(tf.GradientTape):
 class _Engines:
     """The engines of all tapes of a session: scripts wrap a new tape in every step.
 
-    Each set of variables has an engine of its own, as each optimizer has.
+    Each set of variables has an engine of its own, as each optimizer has; of tensors, which are
+    others in every step, each set of names, shapes and dtypes.
     """
 
     def __init__(self, engines: Engines) -> None:
         self.plan = engines.plan
         self._engines = engines
         self._made: dict[Hashable, Engine | DrilledEngine] = {}
+        self._numbers = count()
 
-    def __call__(self, variables: Hashable) -> Engine | DrilledEngine:
-        if variables not in self._made:
-            name = f"gradients.{len(self._made)}"
-            self._made[variables] = self._engines.make_for_gradients(name)
-        return self._made[variables]
+    def __call__(self, sources: Sequence[Any]) -> Engine | DrilledEngine:
+        key = tuple(map(_identity, sources))
+        if key not in self._made:
+            name = f"gradients.{next(self._numbers)}"
+            self._made[key] = self._engines.make_for_gradients(name)
+            if isinstance(sources[0], tf.Variable):  # another may get its identity
+                weakref.finalize(sources[0], self._made.pop, key, None)
+        return self._made[key]
+
+
+def _identity(source: Any) -> Hashable:
+    """Return what tells a variable from all others, or a tensor from those of another kind."""
+    if isinstance(source, tf.Variable):
+        return id(source)
+    return str(source.shape), source.dtype.name
 
 
 def _engines_of(reduction: Reduction) -> _Engines | None:

@@ -113,6 +113,37 @@ def test_each_model_has_a_memory_of_its_own(start):
     assert hvd.fault_report().dissents == {1: 4}  # the first copies are fresh
 
 
+def test_models_of_one_shape_do_not_share_their_means(start):
+    start(group_size=1, outer="mean", momentum=0.9)
+    networks = [(tf.Variable(tf.zeros([3])), sign) for sign in (1.0, -1.0)]
+
+    @tf.function
+    def traced(variable, sign):
+        return gradient_of(variable, sign)
+
+    def gradient_of(variable, sign):
+        with tf.GradientTape() as tape:
+            loss = sign * tf.reduce_sum(variable)
+        return hvd.DistributedGradientTape(tape).gradient(loss, [variable])[0]
+
+    for _ in range(3):
+        for compute in (gradient_of, traced):
+            for variable, sign in networks:
+                assert compute(variable, sign).numpy().tolist() == [sign] * 3
+
+
+def test_a_training_leaks_nothing_into_the_next(start):
+    start(group_size=1, outer="mean", momentum=0.9)
+    for sign in (1.0, -1.0):
+        variable = tf.Variable(tf.zeros([3]))
+        for _ in range(3):
+            with tf.GradientTape() as tape:
+                loss = sign * tf.reduce_sum(variable)
+            (gradient,) = hvd.DistributedGradientTape(tape).gradient(loss, [variable])
+            assert gradient.numpy().tolist() == [sign] * 3
+        del variable, tape, loss, gradient
+
+
 def test_a_process_set(start):
     pair = stock.add_process_set([1, 3])
     try:
