@@ -13,6 +13,7 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.tensorflow.backend import require_tensorflow
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.gradients import GradientExchange, scaled
+from horovod_detox.tensorflow.own_apply import ExchangeBeforeApply, has_own_apply
 from horovod_detox.tensorflow.tape import local_weights
 
 
@@ -86,7 +87,15 @@ def DistributedOptimizer(
     if name is not None:
         optimizer.name = name
     total = 1 if average_aggregated_gradients else backward_passes_per_step
-    inner.detox = KerasGradients(inner, exchange, total)
+    if not has_own_apply(inner):
+        inner.detox = KerasGradients(inner, exchange, total)
+    elif backward_passes_per_step == 1 and not inner.gradient_accumulation_steps:
+        inner.detox = ExchangeBeforeApply(inner, exchange)
+    else:
+        raise ValueError(
+            f"{type(inner).__name__} has an apply() of its own, so that gradients are exchanged "
+            "before it and cannot be accumulated: use backward_passes_per_step=1"
+        )
     optimizer.register_local_var = exchange.register_local
     return optimizer
 

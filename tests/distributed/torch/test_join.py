@@ -85,7 +85,7 @@ def test_liars_are_outvoted_while_others_have_joined(start):
     def train(liars):
         start(group_size=3, outer="mean")
         network = model(normalize=False)
-        attack = attacks.SignFlip(ranks=liars) if liars else None
+        attack = attacks.Reverse(ranks=liars) if liars else None
         optimizer = wrap(network, attack=attack)
         epoch(network, optimizer, [2, 4][hvd.group()])
         return digest(network), hvd.fault_report().dissents
