@@ -170,3 +170,17 @@ def test_a_compressor_that_changes_the_shape_is_refused():
     hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0), compression=Halved)
     with pytest.raises(ValueError, match="must keep the shape"):
         parameter.sum().backward()
+
+
+def test_a_batch_may_be_dropped_after_its_exchange():
+    expected = model()
+    optimizer = wrap(expected)
+    loss_of(expected, 1, hvd.group()).backward()
+    optimizer.step()
+    network = model()
+    optimizer = wrap(network)
+    for step in (0, 1):
+        optimizer.zero_grad()
+        loss_of(network, step, hvd.group()).backward()
+    optimizer.step()
+    assert digest(network) == digest(expected)

@@ -82,20 +82,6 @@ def test_more_passes_than_agreed_are_an_error():
     optimizer.step()
 
 
-def test_a_batch_may_be_dropped_after_its_exchange():
-    expected = model()
-    optimizer = wrap(expected)
-    loss_of(expected, 1, hvd.group()).backward()
-    optimizer.step()
-    network = model()
-    optimizer = wrap(network)
-    for step in (0, 1):
-        optimizer.zero_grad()
-        loss_of(network, step, hvd.group()).backward()
-    optimizer.step()
-    assert digest(network) == digest(expected)
-
-
 def test_zero_grad_before_the_exchange_is_an_error():
     """In a backward pass that leaves parameters out on all ranks."""
     network = model()
