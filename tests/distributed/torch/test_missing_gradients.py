@@ -125,7 +125,7 @@ def test_a_loss_scaler_sees_the_update(start, settings):
 
 
 @pytest.mark.parametrize("settings", WAYS[:2])
-@pytest.mark.parametrize("faulty", [None, "leaves out", "takes all"])
+@pytest.mark.parametrize("faulty", ["leaves out", "takes all"])
 def test_several_backward_passes_with_collectives_in_between(start, settings, faulty):
     """A step that is half done is no missing gradient, whatever one rank says of it."""
 
@@ -150,8 +150,8 @@ def test_several_backward_passes_with_collectives_in_between(start, settings, fa
         return digest(network), hvd.fault_report().dissents
 
     found, dissents = train(faulty)
-    assert found == train(None)[0]
-    assert dissents == ({1: 1} if faulty else {})
+    assert dissents == {1: 1}
+    assert train(None) == (found, {})
 
 
 @pytest.mark.parametrize("settings", WAYS[:2])
@@ -175,8 +175,7 @@ def test_a_rank_that_steps_too_early_waits_for_the_others(start, settings):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("settings", WAYS[:2])
-@pytest.mark.parametrize("left_out", ["all of it", "a layer"])
+@pytest.mark.parametrize(("settings", "left_out"), [({}, "all of it"), (WAYS[1], "a layer")])
 def test_two_optimizers_share_a_backward_pass(start, settings, left_out):
     """One rank's batch leaves out what the other optimizer trains."""
 
@@ -205,8 +204,7 @@ def test_two_optimizers_share_a_backward_pass(start, settings, left_out):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize("settings", WAYS[:2])
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("settings", "frozen"), [({}, True), (WAYS[1], False)])
 def test_adversarial_networks(start, settings, frozen):
     """The pass of the generator goes through the discriminator, of which one rank's leaves some."""
 
