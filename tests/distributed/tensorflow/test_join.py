@@ -7,6 +7,7 @@ import tensorflow as tf
 import horovod_detox.tensorflow as hvd
 from tests.distributed.tensorflow.training import everywhere
 
+pytestmark = pytest.mark.ranks(4)
 RATE = 0.5
 
 

@@ -8,6 +8,8 @@ import horovod_detox.tensorflow as hvd
 
 ROWS = np.array([1, 3])
 
+pytestmark = pytest.mark.ranks(4)
+
 
 def variables():
     """Return a table, of which rows are looked up, and two weights."""

@@ -8,6 +8,8 @@ import horovod_detox.tensorflow as hvd
 from horovod_detox import attacks
 from tests.distributed.tensorflow.training import everywhere, fit, model
 
+pytestmark = pytest.mark.ranks(4)
+
 
 def multi(**options):
     inner = [keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01)]
