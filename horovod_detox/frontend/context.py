@@ -165,6 +165,7 @@ class Context:
                 "join works with allreduce only. Give every rank a batch at least"
             )
         last, plan = wait(), session.plan()
+        self._presence.some_have_joined = False  # also where no optimizer is left
         if plan is not None:
             rejoin(self.collectives("detox.join"), plan.groups, dict(self._live))
         return last
