@@ -21,8 +21,9 @@ from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
 from horovod_detox.vote.fingerprint import Fingerprints
-from horovod_detox.vote.ledger import DIVERGENCE, Ledger
+from horovod_detox.vote.ledger import DIVERGENCE, OUT_OF_STEP, Ledger
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.work import Tally
 
 
 @dataclass
@@ -31,9 +32,11 @@ class Presence:
 
     Attributes:
         some_have_joined: until all have, see `joined.py`.
+        reached: the steps of engines, by name, that others went on to while this rank was away.
     """
 
     some_have_joined: bool = False
+    reached: dict[str, int] = field(default_factory=dict)
     _latest: "Engine | None" = None
     _next: "WeakKeyDictionary[Engine, Engine]" = field(default_factory=WeakKeyDictionary)
 
@@ -60,9 +63,12 @@ class Engine:
         skips: whether the caller skips a step of which the outcome says so; else `NoMajority` is
             raised in the first such step.
         presence: whether ranks have joined, the same object for all engines of a job.
+        name: tells it from all other engines, see `frontend.engines.Name`.
+        tally: counts exchanges, and has the number of steps; None: nothing is told of them.
 
     Attributes:
         history: what it carries from exchange to exchange.
+        has_begun: whether there was an exchange.
     """
 
     def __init__(
@@ -74,6 +80,8 @@ class Engine:
         purpose: str = "",
         skips: bool = False,
         presence: "Presence | None" = None,
+        name: object = "",
+        tally: Tally | None = None,
     ) -> None:
         self.history = History(plan, ledger)
         self._collectives = collectives
@@ -83,8 +91,11 @@ class Engine:
         self._skips = skips
         self._secret: bytes | None = None
         self.presence = presence or Presence()
+        self.name = name
+        self.tally = tally or Tally()
+        self.has_begun = False
         self._layout: Layout
-        self._has_begun = False
+        self._steps_told = 0
 
     @property
     def plan(self) -> Plan:
@@ -169,9 +180,21 @@ class Engine:
         self, copy: Copy, layout: Layout, update: Words, is_complete: bool = True
     ) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
-        control = Control(self._collectives, self.step, layout, self._digest, self._settings)
+        reached = self.presence.reached
+        if reached and not self.has_begun:
+            self.rejoin(reached.get(str(self.name), 0))
+        self.has_begun = True
+        steps = self.tally.steps or 0
+        control = Control(
+            self._collectives,
+            self.step,
+            layout,
+            self._digest,
+            steps - self._steps_told,
+            self._settings,
+        )
+        self._steps_told = steps
         secret = self._introduce(control)
-        self._has_begun = True
         self._layout, self._none = layout, namespace(copy).empty((0,), copy, "int64")
         self.presence.note(self)
         if self._first_step is not None and not self.presence.some_have_joined:
@@ -194,7 +217,9 @@ class Engine:
         layout, first = self._layout, self._first_step
         try:
             outcome = self._together(step, finish)
+            self.tally.exchanges += 1
         except NoMajority as error:
+            self.tally.exchanges += 1
             if first is not None:
                 first.explain(error, step.copy, layout)
             return self._skip(error, step)
@@ -204,9 +229,8 @@ class Engine:
         if digest is None:
             digest = step.fingerprints.of(outcome.update, [(0, layout.words)])[0]
         self._digest = digest
-        if step.control.diverged:
-            named = {**outcome.named, DIVERGENCE: step.control.diverged}
-            outcome = replace(outcome, named=named)
+        if named := _named(step.control):
+            outcome = replace(outcome, named={**outcome.named, **named})
         return self.history.record(outcome, layout)
 
     def _together(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
@@ -228,7 +252,7 @@ class Engine:
         Raises:
             ExchangeTimeout: when they do not come to it.
         """
-        if not self._has_begun or self.presence.some_have_joined:
+        if not self.has_begun or self.presence.some_have_joined:
             return
         nothing = namespace(self._none).empty((self._layout.words,), self._none, "int64")
         name = self._exchange_name(self._layout)
@@ -246,6 +270,7 @@ class Engine:
         self.history.begin_anew(step)
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._secret = None
+        self._steps_told = self.tally.steps or 0
 
     def _introduce(self, control: Control) -> bytes:
         """Agree on a secret, if there is none; while ranks have joined, on one for this step."""
@@ -262,7 +287,7 @@ class Engine:
         """Return the outcome of a step without an update, if it is to be skipped."""
         self._digest = np.zeros(WORDS, dtype=np.int64)
         most = self.plan.config.max_skipped_steps if self._skips else 0
-        self.history.skip(failure, most, {DIVERGENCE: step.control.diverged})
+        self.history.skip(failure, most, _named(step.control))
         step.update[:] = 0
         verdict = failure.verdict or Verdict(())
         return Outcome(step.update, verdict, failure.non_finite, failure=failure)
@@ -275,3 +300,9 @@ class Engine:
         one_round = copies <= config.one_round_bytes and not config.witnesses
         small = config.exchange == "sharded" and one_round
         return "gathered" if small else config.exchange
+
+
+def _named(control: Control) -> dict[str, tuple[int, ...]]:
+    """Return the ranks that are named for what their records say, by kind."""
+    found = {DIVERGENCE: control.diverged, OUT_OF_STEP: control.out_of_step}
+    return {kind: ranks for kind, ranks in found.items() if ranks}

@@ -21,6 +21,7 @@ RECORD = np.dtype(
         ("step", np.int64),  # the number of the exchange
         ("layout", np.int64, 2),  # the digest of what the words of the copy are
         ("update", np.int64, 2),  # the digest of the update of the exchange before
+        ("steps", np.int64),  # how often the optimizer has stepped since that exchange
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
         ("flags", np.int64),  # what is not the usual: INCOMPLETE or JOINED
     ]
@@ -64,10 +65,12 @@ class Control:
         step: the number of the exchange.
         layout: of the copy.
         update: `(2,)` of int64, the digest of the latest update.
+        steps: how often the optimizer has stepped since.
         settings: two words, the digest of the settings.
 
     Attributes:
         diverged: the ranks that hold another update of the exchange before than most, ascending.
+        out_of_step: the ranks whose optimizer has since stepped another number of times.
         leaves: whether this rank has no more data.
         incomplete: the ranks that have not all of their gradients yet.
         joined: the ranks that have no more data; before, all had.
@@ -79,15 +82,17 @@ class Control:
         step: int,
         layout: Layout,
         update: np.ndarray,
+        steps: int,
         settings: tuple[int, int],
     ) -> None:
         self._collectives = collectives
         self._layout = layout
         self.diverged: tuple[int, ...] = ()
+        self.out_of_step: tuple[int, ...] = ()
         self.leaves = False
         self.incomplete: set[int] = set()
         self.joined: set[int] = set()
-        self._record = np.array([(step, layout.digest, update, settings, 0)], RECORD)
+        self._record = np.array([(step, layout.digest, update, steps, settings, 0)], RECORD)
 
     def introduce(self) -> bytes:
         """Compare the records in a round of their own, before a first exchange; agree on a secret.
@@ -144,6 +149,15 @@ class Control:
                     f"no update of step {step} is that of most ranks: ranks {[*self.diverged]} "
                     "differ from the most frequent one. Give all ranks the same processors and "
                     "versions, or Detox(exchange='sharded', one_round_bytes=0)"
+                )
+        if _differ(records["steps"]):
+            self.out_of_step = tuple(_minority(records["steps"]))
+            if 2 * len(self.out_of_step) >= len(records):
+                raise RanksDisagree(
+                    "since the exchange before, the ranks have stepped "
+                    f"{records['steps'].tolist()} times, by rank: whether to step must not depend "
+                    "on what a rank sees alone, as its own loss. Decide together, or step with "
+                    "gradients of zero"
                 )
         self.incomplete |= set(np.flatnonzero(records["flags"] & INCOMPLETE).tolist())
         self.joined |= set(np.flatnonzero(records["flags"] & JOINED).tolist())

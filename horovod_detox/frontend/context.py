@@ -1,28 +1,33 @@
 """A job as one process sees it: initialisation, and what a script may ask about its groups."""
 
+import logging
 import random
 import warnings
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import numpy as np
 
 from horovod_detox.arrays import compilation
 from horovod_detox.attacks import Attack
-from horovod_detox.config import Detox, Plan
+from horovod_detox.config import Detox
 from horovod_detox.determinism.conditions import Conditions
 from horovod_detox.determinism.first_step import FirstStep
-from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine, Presence
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.frontend.engines import Engines, Name
 from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
 from horovod_detox.vote.groups import group_seeds
-from horovod_detox.vote.ledger import Event, FaultReport, Ledger
+from horovod_detox.vote.ledger import Event, FaultReport
+from horovod_detox.vote.work import Tally
 
 SETUP_TIMEOUT = 300.0
+
+log = logging.getLogger("horovod_detox")
 
 
 class Context:
@@ -30,7 +35,8 @@ class Context:
 
     Args:
         hvd: `horovod.torch` or `horovod.tensorflow`.
-        collectives: puts it behind the seam: `collectives(scope, timeout, process_set)`.
+        collectives: puts it behind the seam: `collectives(scope, timeout, process_set)`, of which
+            the scope may be a `Name`.
         conditions: returns what may change the bits that this process computes.
 
     Attributes:
@@ -42,7 +48,7 @@ class Context:
     def __init__(
         self,
         hvd: Any,
-        collectives: Callable[[str, float, Any], Collectives],
+        collectives: Callable[[Any, float, Any], Collectives],
         conditions: Callable[[], Conditions],
     ) -> None:
         self._hvd = hvd
@@ -50,12 +56,14 @@ class Context:
         self.make_collectives = collectives
         self.before_engines: Callable[[Any], None] = lambda process_set: None
         self._session: Session | None = None
-        self._engines: Counter[int] = Counter()  # made on each process set, for unique names
-        self._live: WeakValueDictionary[str, Engine] = WeakValueDictionary()  # of all ranks
+        self._numbers: defaultdict[int, Iterator[int]] = defaultdict(count)  # of each process set
+        self._live: WeakSet[Engine] = WeakSet()  # of all ranks
         self._presence = Presence()
 
     def init(self, *args: Any, detox: Detox | None = None, **kwargs: Any) -> None:
         """Initialise Horovod and agree on the settings with all ranks.
+
+        Called again, without settings or with the same, it does nothing more than Horovod does.
 
         Args:
             *args, **kwargs: as for Horovod's own `init`.
@@ -65,8 +73,14 @@ class Context:
             ValueError: on every rank, when some rank's settings are wrong or differ from another's.
         """
         self._hvd.init(*args, **kwargs)
-        self._session, self._presence = None, Presence()
-        self._live.clear()
+        if self._is_initialised(detox):
+            return
+        if self._session is not None and self._hvd.rank() == 0:
+            log.warning(
+                "hvd.init() with other settings: the account of faults begins anew; optimizers "
+                "that were wrapped before are in no report any more"
+            )
+        self.forget()
         everybody = self._hvd.global_process_set
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
         self._session = agree(collectives, detox)
@@ -76,10 +90,20 @@ class Context:
     def shutdown(self) -> None:
         """Shut Horovod down and forget the session."""
         self._hvd.shutdown()
-        self._session = None
-        self._engines.clear()
+        self._numbers.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the session."""
+        self._session, self._presence = None, Presence()
         self._live.clear()
-        self._presence = Presence()
+
+    def _is_initialised(self, detox: Detox | None) -> bool:
+        """Return whether there is a session of this job, with these settings if any are given."""
+        session = self._session
+        if session is None or len(session.hosts) != self._hvd.size():
+            return False
+        return detox is None or detox == session.config
 
     def session(self) -> Session:
         """Return the session of this process.
@@ -99,13 +123,14 @@ class Context:
             )
         return self._session
 
-    def engines(self, process_set: Any, attack: Attack | None = None) -> "Engines | None":
+    def engines(
+        self, process_set: Any, tally: Tally, attack: Attack | None = None
+    ) -> Engines | None:
         """Return the maker of one optimizer's engines; None where there is nobody to vote with.
-
-        All ranks of the set call this in the same order.
 
         Args:
             process_set: the ranks that train together.
+            tally: of the optimizer, for reports.
             attack: what faulty ranks send, for a drill; None: the one of HOROVOD_DETOX_ATTACK.
         """
         session = self.session()
@@ -118,12 +143,13 @@ class Context:
             if attack is not None:
                 warnings.warn("a single process rehearses no attack", stacklevel=4)
             return None
-        number = self._engines[process_set.process_set_id]
-        self._engines[process_set.process_set_id] += 1
-        scope = f"detox.{process_set.process_set_id}.{number}"
 
-        def collectives(name: str) -> Collectives:
-            return self.make_collectives(f"{scope}.{name}", session.config.timeout, process_set)
+        def name() -> Name:
+            number = process_set.process_set_id
+            return Name(lambda: f"detox.{number}.{next(self._numbers[number])}")
+
+        def collectives(name: Name) -> Collectives:
+            return self.make_collectives(name, session.config.timeout, process_set)
 
         def first_step() -> FirstStep | None:
             if not session.config.preflight or session.config.tolerance:  # bits then do not count
@@ -132,13 +158,13 @@ class Context:
             ranks = process_set.ranks
             return FirstStep(plan.groups, self._conditions, ranks, is_drill, session.told)
 
-        def enter(name: str, engine: Engine) -> None:
+        def enter(engine: Engine) -> None:
             if process_set.process_set_id == 0:
-                self._live[f"{scope}.{name}"] = engine
+                self._live.add(engine)
                 engine.presence = self._presence
 
         ledger = session.ledger(process_set.ranks)
-        return Engines(plan, collectives, ledger, attack, first_step, enter)
+        return Engines(plan, collectives, ledger, attack, tally, name, first_step, enter)
 
     def join(self, wait: Callable[[], int]) -> int:
         """Let this rank have no more data, until no rank has; return the last that had some.
@@ -167,7 +193,8 @@ class Context:
         last, plan = wait(), session.plan()
         self._presence.some_have_joined = False  # also where no optimizer is left
         if plan is not None:
-            rejoin(self.collectives("detox.join"), plan.groups, dict(self._live))
+            engines = {str(engine.name): engine for engine in self._live if engine.has_begun}
+            self._presence.reached = rejoin(self.collectives("detox.join"), plan.groups, engines)
         return last
 
     def collectives(self, scope: str) -> Collectives:
@@ -217,67 +244,6 @@ class Context:
         random.seed(python)
         np.random.seed(numpy)
         return framework
-
-
-class Engines:
-    """The engines of one optimizer; all ranks make the same ones in the same order.
-
-    Attributes:
-        plan: groups and rule of the ranks.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        collectives: Callable[[str], Collectives],
-        ledger: Ledger | None,
-        attack: Attack | None,
-        first_step: Callable[[], FirstStep | None] = lambda: None,
-        enter: Callable[[str, Engine], None] = lambda name, engine: None,
-    ) -> None:
-        self.plan = plan
-        self._collectives = collectives
-        self._ledger = ledger
-        self._attack = attack
-        self._first_step = first_step
-        self._enter = enter
-
-    def make_for_losses(self) -> Engine:
-        """Make an engine for losses: the median of the groups' votes, whatever gradients go by."""
-        given, groups = self.plan.config, self.plan.groups
-        config = Detox(
-            given.group_size,
-            timeout=given.timeout,
-            tolerance=given.tolerance,
-            one_round_bytes=given.one_round_bytes,
-        )
-        plan = Plan(config, groups, config.fit(groups), config.hierarchy())
-        engine = Engine(plan, self._collectives("loss"), self._ledger)
-        self._enter("loss", engine)
-        return engine
-
-    def make_for_gradients(
-        self, name: str = "gradients", factor: float = 1, skips: bool = False
-    ) -> "Engine | DrilledEngine":
-        """Make an engine that corrupts the copies of faulty ranks, if this is a drill.
-
-        Args:
-            name: tells the engines of one optimizer apart.
-            factor: what the update will be multiplied by, the same on every rank.
-            skips: as of `Engine`.
-        """
-        engine = Engine(
-            self.plan,
-            self._collectives(name),
-            self._ledger,
-            self._first_step(),
-            f"times {factor}",
-            skips,
-        )
-        self._enter(name, engine)
-        if self._attack is None:
-            return engine
-        return DrilledEngine(engine, self._attack, self._collectives(f"{name}.drill"))
 
 
 def prepare_kernels(collectives: Collectives, is_first_of_host: bool) -> None:

@@ -8,17 +8,22 @@ from horovod_detox.exchange.sharing import share
 from horovod_detox.vote.groups import Groups
 
 
-def rejoin(collectives: Collectives, groups: Groups, engines: Mapping[str, Engine]) -> None:
-    """Let the engines of all ranks go on in the same step.
+def rejoin(
+    collectives: Collectives, groups: Groups, engines: Mapping[str, Engine]
+) -> dict[str, int]:
+    """Let the engines of all ranks go on in the same step; return it for each name.
 
     Args:
         collectives: of all ranks, all of which have joined.
         groups: of the ranks.
-        engines: of this rank, by name.
+        engines: of this rank, by name, that have begun.
     """
     steps = share(collectives, "rejoin", {name: engine.step for name, engine in engines.items()})
+    names = {name for theirs in steps for name in theirs}
+    latest = {name: _latest(groups, [theirs.get(name, 0) for theirs in steps]) for name in names}
     for name, engine in engines.items():
-        engine.rejoin(_latest(groups, [theirs.get(name, 0) for theirs in steps]))
+        engine.rejoin(latest[name])
+    return latest
 
 
 def _latest(groups: Groups, steps: Sequence[int]) -> int:

@@ -33,6 +33,7 @@ class GradientExchange:
         engine_of: returns the engine for the gradients of some variables; None: as for the plan.
         sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
         scale_local_gradients: divide the gradients of local variables by the number of groups.
+        steps: a number of int64 to count the optimizer's steps in; None: they are not counted.
 
     Attributes:
         is_skipped: whether the latest update is to be skipped, a tensor; None: it cannot be.
@@ -49,6 +50,7 @@ class GradientExchange:
         *,
         sparse_as_dense: bool,
         scale_local_gradients: bool,
+        steps: tf.Variable | None = None,
     ) -> None:
         if plan is not None and reduction.compression is Compression.sign:
             plan.check_signs()
@@ -60,11 +62,21 @@ class GradientExchange:
         self._local: set[Any] = set()
         self._factor = reduction.factor(groups)
         self.is_skipped: Any = None
+        self._steps = tf.constant(0, tf.int64) if steps is None else steps
         self._local_factor = 1 / groups if scale_local_gradients else 1.0
 
     def register_local(self, variable: Any) -> None:
         """Keep the gradients of a variable to this rank."""
         self._local.add(native(variable).ref())
+
+    def counted(self, step: Callable[..., None]) -> Callable[..., None]:
+        """Return what makes a step of an optimizer, and counts it."""
+
+        def step_and_count(*args: Any) -> None:
+            step(*args)
+            self._steps.assign_add(1)
+
+        return step_and_count
 
     def is_local(self, variable: Any) -> bool:
         """Return whether the gradients of a variable stay on this rank."""
@@ -109,7 +121,8 @@ class GradientExchange:
                 if isinstance(gradient, tf.IndexedSlices):
                     refuse_sparse(name)
         packing = packing_of(dense, self._compression)
-        update, self.is_skipped = _exchange(engine, packing.pack(), packing.layout)
+        words, layout, steps = packing.pack(), packing.layout, tf.identity(self._steps)
+        update, self.is_skipped = _exchange(engine, words, layout, steps)
         updates = {}
         for (name, (gradient, _)), tensor in zip(
             given.items(), packing.unpack(update), strict=True
@@ -130,20 +143,25 @@ def scaled(gradient: Any, factor: float) -> Any:
 
 
 def _exchange(
-    engine: Engine | DrilledEngine, words: tf.Tensor, layout: Layout
+    engine: Engine | DrilledEngine, words: tf.Tensor, layout: Layout, steps: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Turn the words of this rank's copy into those of the update; say if it is to be skipped."""
 
-    def exchange(copy: np.ndarray) -> tuple[np.ndarray, Any]:
+    def exchange(copy: np.ndarray, steps: Any) -> tuple[np.ndarray, Any]:
+        if engine.tally.steps is not None:
+            engine.tally.steps = int(steps)
         outcome = engine.exchange(copy, layout)
         return outcome.update, np.bool_(outcome.failure is not None)
 
     if tf.executing_eagerly():
-        update, is_skipped = exchange(np.asarray(words))
+        update, is_skipped = exchange(np.asarray(words), steps)
         return like(words, update), tf.constant(is_skipped)
     _refuse_compilation()
     update, is_skipped = tf.numpy_function(
-        exchange, [words], (tf.int64, tf.bool), name="horovod_detox_needs_jit_compile_False"
+        exchange,
+        [words, steps],
+        (tf.int64, tf.bool),
+        name="horovod_detox_needs_jit_compile_False",
     )
     update.set_shape(words.shape)
     is_skipped.set_shape(())

@@ -1,8 +1,8 @@
 """Keras 3's optimizers with DETOX between the gradients and the step."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import horovod.tensorflow as hvd
 import keras
@@ -13,8 +13,10 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.tensorflow.backend import require_tensorflow
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.gradients import GradientExchange, scaled
+from horovod_detox.tensorflow.keras_classes import replace_methods
 from horovod_detox.tensorflow.own_apply import ExchangeBeforeApply, has_own_apply
 from horovod_detox.tensorflow.tape import local_weights
+from horovod_detox.vote.work import Tally
 
 
 def DistributedOptimizer(
@@ -68,9 +70,13 @@ def DistributedOptimizer(
         process_set=process_set,
         attack=attack,
     )
-    engines = context.engines(process_set, attack)
-    factor = reduction.factor(len(engines.plan.groups)) if engines else 1
     is_keras = not isinstance(optimizer, tf.compat.v1.train.Optimizer)
+    tally, steps = Tally(type(optimizer).__name__, steps=None), None
+    if is_keras:
+        steps = tf.Variable(tf.constant(0, tf.int64), trainable=False)
+        tally.steps, tally.count_steps = 0, lambda: int(steps)
+    engines = context.engines(process_set, tally, attack)
+    factor = reduction.factor(len(engines.plan.groups)) if engines else 1
     engine = engines.make_for_gradients(factor=factor, skips=is_keras) if engines else None
     exchange = GradientExchange(
         reduction,
@@ -78,6 +84,7 @@ def DistributedOptimizer(
         (lambda variables: engine) if engine else None,
         sparse_as_dense=sparse_as_dense,
         scale_local_gradients=scale_local_gradients,
+        steps=steps,
     )
     if not is_keras:
         return _distribute_v1(optimizer, exchange, backward_passes_per_step)
@@ -130,9 +137,13 @@ class KerasGradients:
         optimizer: of Keras 3; not a LossScaleOptimizer.
         exchange: turns gradients into the update.
         factor: what the update is multiplied by.
+
+    Attributes:
+        models: those that train with it by now.
     """
 
     def __init__(self, optimizer: Any, exchange: GradientExchange, factor: int) -> None:
+        self.models: WeakSet[Any] = WeakSet()
         self._optimizer = optimizer
         self._exchange = exchange
         self._factor = factor
@@ -143,8 +154,9 @@ class KerasGradients:
         self._apply = optimizer._backend_apply_gradients
         optimizer._clip_gradients = self._exchange_and_clip
         optimizer._backend_apply_gradients = self._note_variables
-        for name in ("_apply_weight_decay", "_backend_update_step"):
-            setattr(optimizer, name, self._unless_skipped(getattr(optimizer, name)))
+        decay, update = optimizer._apply_weight_decay, optimizer._backend_update_step
+        optimizer._apply_weight_decay = self._unless_skipped(decay)
+        optimizer._backend_update_step = self._unless_skipped(exchange.counted(update))
         average = optimizer._update_model_variables_moving_average
         if not optimizer.gradient_accumulation_steps:
             optimizer._update_model_variables_moving_average = self._unless_skipped(average)
@@ -206,7 +218,7 @@ def _check_keras(optimizer: Any) -> None:
         )
     if hasattr(optimizer, "detox"):
         raise ValueError("the optimizer is distributed already")
-    _patch_loss_scaling(keras.optimizers.LossScaleOptimizer)
+    replace_methods()
 
 
 def _accumulate(optimizer: Any, passes: int) -> None:
@@ -221,29 +233,6 @@ def _accumulate(optimizer: Any, passes: int) -> None:
     if optimizer.built:
         raise ValueError("backward_passes_per_step needs an optimizer that has not stepped yet")
     optimizer.gradient_accumulation_steps = passes
-
-
-def _patch_loss_scaling(cls: Any) -> None:
-    """Have LossScaleOptimizers exchange before they look for overflows.
-
-    A LossScaleOptimizer skips the inner optimizer's step, with the exchange in it, where it finds
-    an overflow; a rank that skips alone would leave the others waiting. `compile` makes it by
-    itself, under the policy mixed_float16; so the class is what can be changed.
-    """
-    apply = cls.apply
-    if hasattr(apply, "exchanges"):
-        return
-
-    @functools.wraps(apply)
-    def exchange_and_apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
-        detox = getattr(self.inner_optimizer, "detox", None)
-        if detox is None:
-            return apply(self, grads, trainable_variables)
-        update = detox.exchange_before_scaling(self, grads, trainable_variables)
-        detox.step_with_update(lambda: apply(self, update, trainable_variables))
-
-    exchange_and_apply.exchanges = True  # type: ignore[attr-defined]
-    cls.apply = exchange_and_apply
 
 
 def _distribute_v1(optimizer: Any, exchange: GradientExchange, passes: int) -> Any:

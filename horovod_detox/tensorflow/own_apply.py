@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import keras
 import tensorflow as tf
@@ -20,11 +21,15 @@ class ExchangeBeforeApply:
     Args:
         optimizer: of Keras 3; its `apply` is replaced on this one instance.
         exchange: turns gradients into the update.
+
+    Attributes:
+        models: those that train with it by now.
     """
 
     def __init__(self, optimizer: Any, exchange: GradientExchange) -> None:
+        self.models: WeakSet[Any] = WeakSet()
         self._optimizer, self._exchange = optimizer, exchange
-        self._own_apply = optimizer.apply
+        self._own_apply = exchange.counted(optimizer.apply)
         self._exchanged = False
         optimizer.apply = self._exchange_and_apply
 

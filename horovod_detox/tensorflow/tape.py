@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Hashable, Sequence
-from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +16,7 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.frontend.session import Session
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.gradients import GradientExchange
+from horovod_detox.vote.work import Tally
 
 _shared: "WeakKeyDictionary[Session, dict[Any, _Engines | None]]" = WeakKeyDictionary()
 
@@ -141,13 +141,11 @@ class _Engines:
         self.plan = engines.plan
         self._engines = engines
         self._made: dict[Hashable, Engine | DrilledEngine] = {}
-        self._numbers = count()
 
     def __call__(self, sources: Sequence[Any]) -> Engine | DrilledEngine:
         key = tuple(map(_identity, sources))
         if key not in self._made:
-            name = f"gradients.{next(self._numbers)}"
-            self._made[key] = self._engines.make_for_gradients(name)
+            self._made[key] = self._engines.make_for_gradients()
             if isinstance(sources[0], tf.Variable):  # another may get its identity
                 weakref.finalize(sources[0], self._made.pop, key, None)
         return self._made[key]
@@ -165,7 +163,8 @@ def _engines_of(reduction: Reduction) -> _Engines | None:
     shared = _shared.setdefault(context.session(), {})
     key = (reduction.process_set.process_set_id, reduction.attack)
     if key not in shared:
-        engines = context.engines(reduction.process_set, reduction.attack)
+        tally = Tally("tapes", steps=None)
+        engines = context.engines(reduction.process_set, tally, reduction.attack)
         shared[key] = _Engines(engines) if engines else None
     return shared[key]
 

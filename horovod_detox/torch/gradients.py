@@ -54,6 +54,7 @@ class GradientExchange:
         self._engines = engines
         self._engine = engines.make_for_gradients(factor=factor, skips=True)
         self._failure: NoMajority | None = None
+        self._holds_update = False
         self._loss_engine: Engine | None = None
         self._named_parameters = named_parameters
         self._compression = compression
@@ -114,6 +115,19 @@ class GradientExchange:
     def ended(self) -> bool:
         """Return whether the gradients are the update, of a step that was not made yet."""
         return self._exchanged
+
+    def check_update(self) -> None:
+        """Raise unless the gradients are the update of an exchange, as no other came since."""
+        if not self._holds_update:
+            raise RuntimeError(
+                "step() in skip_synchronize(), but the gradients have not been exchanged: call "
+                "synchronize() before, or step() without skip_synchronize()"
+            )
+
+    def count_step(self) -> None:
+        """Note that the optimizer has stepped."""
+        tally = self._engine.tally
+        tally.steps = (tally.steps or 0) + 1
 
     def take_failure(self) -> NoMajority | None:
         """Return why the step after the latest exchange is to be skipped, once; None: it is not."""
@@ -176,7 +190,7 @@ class GradientExchange:
             copy, update = self._packing.pack(), self._packing.update
             outcome = self._engine.exchange(copy, layout, update, is_complete)
             self._packing.unpack(outcome.update, self._factor)
-        self._exchanged = True
+        self._exchanged = self._holds_update = True
         self._failure = outcome.failure
         self._to_be_skipped = not outcome.is_finite
 
@@ -214,6 +228,7 @@ class GradientExchange:
                 "most ranks of some group had all of theirs in an earlier backward pass. Call "
                 "backward() equally often on every rank"
             )
+        self._holds_update = False
         self._delays[parameter] -= 1
         if self._delays[parameter] == 0:
             self._waiting.discard(parameter)

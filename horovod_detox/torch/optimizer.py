@@ -15,6 +15,7 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
+from horovod_detox.vote.work import Tally
 
 __getattr__ = fall_through(__name__)
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
@@ -102,7 +103,8 @@ class _DistributedOptimizer(torch.optim.Optimizer):
 
     def _connect(self, reduction: Reduction) -> None:
         """Start to watch the gradients, if there is anybody to exchange them with."""
-        engines = context.engines(reduction.process_set, reduction.attack)
+        tally = Tally(type(self).__name__)
+        engines = context.engines(reduction.process_set, tally, reduction.attack)
         if engines is not None:
             if reduction.compression is Compression.sign:
                 engines.plan.check_signs()
@@ -167,9 +169,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             before = self._versions()
             try:
-                return super(self.__class__, self).step(lambda: self._evaluate(closure, before))
+                loss = super(self.__class__, self).step(lambda: self._evaluate(closure, before))
             except _SkippedStep as skipped:
                 return skipped.loss
+            self._count_step()
+            return loss
         if self._should_synchronize:
             if self._synchronized and (self._exchange is None or not self._exchange.started):
                 warnings.warn(
@@ -181,11 +185,14 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             else:
                 self.synchronize()
         elif self._exchange is not None:
+            self._exchange.check_update()
             self._exchange.reset()
         self._synchronized = False
         if self._exchange is not None and self._exchange.take_failure():
             return None
-        return super(self.__class__, self).step()
+        result = super(self.__class__, self).step()
+        self._count_step()
+        return result
 
     step.hooked = True  # type: ignore[attr-defined]  # the base's step runs the step hooks
 
@@ -201,6 +208,10 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             if self._exchange.ended:
                 self._exchange.reset()
         super(self.__class__, self).zero_grad(*args, **kwargs)
+
+    def _count_step(self) -> None:
+        if self._exchange is not None:
+            self._exchange.count_step()
 
     def _evaluate(self, closure: Callable[[], Any], before: list[int]) -> Any:
         """Run a closure; all ranks see the same gradients and the same loss.

@@ -10,15 +10,17 @@ from types import MappingProxyType
 from horovod_detox.vote.groups import Groups
 from horovod_detox.vote.majority import Verdict
 from horovod_detox.vote.suspicion import Pair
+from horovod_detox.vote.work import Tally, Work, totals
 
 DISSENT = "dissent"
 ABSTENTION = "abstention"
 NON_FINITE = "non_finite"
 MISCALCULATION = "miscalculation"
 DIVERGENCE = "divergence"
+OUT_OF_STEP = "out_of_step"
 RECEPTION = "reception"
 SUSPICION = "suspicion"
-OF_RANKS = (MISCALCULATION, DIVERGENCE, RECEPTION)
+OF_RANKS = (MISCALCULATION, DIVERGENCE, OUT_OF_STEP, RECEPTION)
 """What a rank is named for beside its vote."""
 KINDS = (DISSENT, ABSTENTION, NON_FINITE, *OF_RANKS, SUSPICION)
 KEPT_EVENTS = 10_000
@@ -32,6 +34,7 @@ _VERBS = {
     NON_FINITE: "was not finite",
     MISCALCULATION: "miscalculated",
     DIVERGENCE: "diverged",
+    OUT_OF_STEP: "was out of step",
     RECEPTION: "received badly",
     SUSPICION: "was suspected",
 }
@@ -49,7 +52,9 @@ class Event:
             had no strict majority; `ranks`, its members, are suspects), `non_finite` (the group's
             vote held NaN or infinity and was excluded), `miscalculation` (what `ranks` of the group
             computed for all was not what most of the slice's witnesses computed), `divergence`
-            (`ranks` held another update of the step before than most), `reception` (`ranks` do not
+            (`ranks` held another update of the step before than most), `out_of_step` (since the
+            exchange before, the optimizer of `ranks` has stepped more or less often than that of
+            most ranks, so that they hold other weights), `reception` (`ranks` do not
             receive what others send), `suspicion` (the second of `ranks` says it received other
             words from the first than these were fingerprinted: one of the two is faulty).
         group: index of the group.
@@ -76,6 +81,8 @@ class Event:
             NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {members})",
             MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
             DIVERGENCE: f"rank {ranks} held another update of the step before than most ranks",
+            OUT_OF_STEP: f"rank {ranks} has stepped more or less often than most ranks since the "
+            "exchange before: it holds other weights",
             RECEPTION: f"rank {ranks} does not receive what others send",
             SUSPICION: f"one of ranks {ranks} is faulty: the first sends, or the second receives, "
             "other words than were fingerprinted",
@@ -96,11 +103,15 @@ class FaultReport:
         miscalculations: number of steps in which each rank computed a wrong part of the update;
             known with `Detox(witnesses=2)` or more.
         divergences: number of steps in which each rank held another update of the step before.
+        out_of_step: number of steps before which the optimizer of each rank had stepped more or
+            less often than that of most ranks.
         receptions: number of steps in which each rank did not receive what others sent.
         suspicions: number of steps in which each rank was one of two of which one is faulty.
         spans: the first and the last step of each fault, by kind (see `Event`) and rank or group.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
         hosts: the host of every rank; empty when they are not known.
+        optimizers: what every optimizer has done, as this rank counts it, in the order in which
+            they were wrapped.
     """
 
     steps: int = 0
@@ -110,16 +121,24 @@ class FaultReport:
     non_finite: dict[int, int] = field(default_factory=dict)
     miscalculations: dict[int, int] = field(default_factory=dict)
     divergences: dict[int, int] = field(default_factory=dict)
+    out_of_step: dict[int, int] = field(default_factory=dict)
     receptions: dict[int, int] = field(default_factory=dict)
     suspicions: dict[int, int] = field(default_factory=dict)
     spans: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     hosts: dict[int, str] = field(default_factory=dict)
+    optimizers: tuple[Work, ...] = ()
 
     @property
     def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
         """Return the ranks that were ever named, by host."""
-        named = [self.dissents, self.miscalculations, self.divergences, self.receptions]
+        named = [
+            self.dissents,
+            self.miscalculations,
+            self.divergences,
+            self.out_of_step,
+            self.receptions,
+        ]
         return _by_host(sorted(set().union(*named)), self.hosts)
 
     def __str__(self) -> str:
@@ -129,10 +148,12 @@ class FaultReport:
         found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
         found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
         found += [f"{who} diverged in {n}" for who, n in self._culprits(self.divergences)]
+        found += [f"{who} was out of step in {n}" for who, n in self._culprits(self.out_of_step)]
         found += [f"{who} received badly in {n}" for who, n in self._culprits(self.receptions)]
         found += [f"{who} was suspected in {n}" for who, n in self._culprits(self.suspicions)]
         skipped = f", {self.skipped} of them skipped" if self.skipped else ""
-        return f"{', '.join(found) or 'no fault in any'} of {self.steps} steps{skipped}"
+        said = f"{', '.join(found) or 'no fault in any'} of {self.steps} steps{skipped}"
+        return "; ".join([said, *map(str, totals(self.optimizers))])
 
     def to_json(self) -> str:
         """Serialise the report, events included."""
@@ -214,6 +235,7 @@ class Ledger:
         self._hosts = dict(zip(self._ranks, hosts, strict=True)) if hosts else {}
         self._members = [self._named(members) for members in groups.members]
         self._steps = self._skipped = 0
+        self._tallies: list[Tally] = []
         self._faults: dict[str, dict[int, _Fault]] = {kind: {} for kind in KINDS}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._untold: list[Event] = []
@@ -222,6 +244,10 @@ class Ledger:
     def subscribe(self, callback: Callable[[Event], None]) -> None:
         """Call `callback(event)` for every event from now on; its errors are logged."""
         self._callbacks.append(callback)
+
+    def account_for(self, tally: Tally) -> None:
+        """Have the reports tell what an optimizer has done and will do."""
+        self._tallies.append(tally)
 
     def record(
         self,
@@ -269,17 +295,18 @@ class Ledger:
     def report(self) -> FaultReport:
         """Return the account so far."""
         faults = {kind: dict(sorted(found.items())) for kind, found in self._faults.items()}
-        totals = {kind: {w: f.count for w, f in found.items()} for kind, found in faults.items()}
+        counts = {kind: {w: f.count for w, f in found.items()} for kind, found in faults.items()}
         return FaultReport(
             steps=self._steps,
             skipped=self._skipped,
-            dissents=totals[DISSENT],
-            abstentions=totals[ABSTENTION],
-            non_finite=totals[NON_FINITE],
-            miscalculations=totals[MISCALCULATION],
-            divergences=totals[DIVERGENCE],
-            receptions=totals[RECEPTION],
-            suspicions=totals[SUSPICION],
+            dissents=counts[DISSENT],
+            abstentions=counts[ABSTENTION],
+            non_finite=counts[NON_FINITE],
+            miscalculations=counts[MISCALCULATION],
+            divergences=counts[DIVERGENCE],
+            out_of_step=counts[OUT_OF_STEP],
+            receptions=counts[RECEPTION],
+            suspicions=counts[SUSPICION],
             spans={
                 kind: {who: (fault.first, fault.last) for who, fault in found.items()}
                 for kind, found in faults.items()
@@ -287,6 +314,7 @@ class Ledger:
             },
             events=tuple(self._events),
             hosts=dict(self._hosts),
+            optimizers=tuple(tally.work() for tally in self._tallies),
         )
 
     def _named(self, ranks: Sequence[int]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.frontend.context import Context
 from horovod_detox.packing.layout import Layout
+from horovod_detox.vote.work import Tally
 from measuring.traffic import Traffic
 
 LAYOUT = Layout((("first", (3,), "float32"), ("second", (40,), "float32")))
@@ -299,7 +300,7 @@ def test_frontends_check_unless_told_not_to(preflight):
         )
         context = Context(hvd, lambda *_: collectives, lambda: {THREADS: str(collectives.rank)})
         context.init(detox=Detox(preflight=preflight))
-        engines = context.engines(everybody)
+        engines = context.engines(everybody, Tally("SGD"))
         assert engines is not None
         engines.make_for_losses().exchange(copies_of(3, 1, [2])[collectives.rank], LAYOUT)
         try:

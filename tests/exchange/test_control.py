@@ -9,13 +9,20 @@ from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.control import RECORD, Control, RanksDisagree
+from horovod_detox.vote.work import Tally
 from tests.cluster import failing_everywhere, layout_of
 
 LAYOUT = layout_of(np.zeros(3))
 
 
 def control(collectives, flags=0, **fields):
-    usual = {"step": 4, "layout": LAYOUT, "update": np.array([5, 6]), "settings": (7, 8)}
+    usual = {
+        "step": 4,
+        "layout": LAYOUT,
+        "update": np.array([5, 6]),
+        "steps": 1,
+        "settings": (7, 8),
+    }
     made = Control(collectives, **{**usual, **fields})
     made._record["flags"] = flags
     return made
@@ -100,3 +107,42 @@ def test_an_update_that_is_used_otherwise_is_found_out():
         engine.exchange(LAYOUT.pack([np.zeros(3)]), LAYOUT)
 
     failing_everywhere(program, 6, RanksDisagree, r"ranks \[1\] exchange gradients in another way")
+
+
+def test_who_has_stepped_otherwise_than_most_is_named_and_the_exchange_goes_on():
+    def program(collectives):
+        mine = control(collectives, steps=0 if collectives.rank == 3 else 1)
+        told = collectives.allgather("told", mine.tell()).wait().reshape(collectives.size, -1)
+        mine.hear(list(told))
+        return mine.out_of_step
+
+    assert InProcessCluster(4).run(program) == [(3,)] * 4
+
+
+def test_where_half_of_the_ranks_have_stepped_and_half_have_not_all_ranks_end():
+    def program(collectives):
+        mine = control(collectives, steps=collectives.rank % 2)
+        told = collectives.allgather("told", mine.tell()).wait().reshape(collectives.size, -1)
+        mine.hear(list(told))
+
+    failing_everywhere(program, 4, RanksDisagree, r"stepped \[0, 1, 0, 1\] times, by rank")
+
+
+def test_steps_are_told_once():
+    plan, tallies = Detox(group_size=3).plan(3), [Tally("SGD") for _ in range(3)]
+
+    def program(collectives):
+        engine = Engine(plan, collectives, tally=tallies[collectives.rank])
+        for step in range(4):
+            engine.exchange(LAYOUT.pack([np.ones(3)]), LAYOUT)
+            tallies[collectives.rank].steps += (step, collectives.rank) != (1, 2)
+        return engine.ledger.report()
+
+    for rank, report in enumerate(InProcessCluster(3).run(program)):
+        assert report.out_of_step == {2: 1}
+        assert str(report) == "rank 2 was out of step in 1 of 4 steps"
+        assert str(report.events[0]) == (
+            "step 2: rank 2 has stepped more or less often than most ranks since the exchange "
+            "before: it holds other weights"
+        )
+        assert tallies[rank] == Tally("SGD", exchanges=4, steps=3 if rank == 2 else 4)

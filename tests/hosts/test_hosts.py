@@ -11,6 +11,7 @@ from tests.hosts.network import Network, connected
 
 HOST_OF_RANK = {"0": "a", "1": "a", "2": "b", "3": "b", "4": "c", "5": "c"}
 STEPS = 20
+WORK = f"SGD: {STEPS} steps in {STEPS} exchanges"
 
 pytestmark = pytest.mark.timeout(400)  # a job takes a minute to start where others run, too
 
@@ -53,7 +54,7 @@ def test_a_host_of_liars_is_masked_and_named_where_groups_are_spread(job):
         assert found["spread:b lies"]["report"]["dissents"] == {"2": STEPS, "3": STEPS}
         assert found["spread:b lies"]["at fault"] == {"b": [2, 3]}
         assert found["spread:b lies"]["text"] == (
-            f"host b (ranks 2, 3) dissented in {STEPS} of {STEPS} steps"
+            f"host b (ranks 2, 3) dissented in {STEPS} of {STEPS} steps; {WORK}"
         )
     assert "step 0: group 0 outvoted rank 2 (host b)" in job.log
 
@@ -64,7 +65,7 @@ def test_a_host_of_liars_captures_the_group_that_is_packed_on_it(job):
     assert len(fair) == 1
     assert weights(job, "packed:b lies").isdisjoint(fair)
     for found in job.found():
-        assert found["packed:b lies"]["text"] == f"no fault in any of {STEPS} steps"
+        assert found["packed:b lies"]["text"] == f"no fault in any of {STEPS} steps; {WORK}"
 
 
 def test_a_host_whose_cable_is_pulled_out_ends_the_job(network, job):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 from horovod_detox import Detox
+from horovod_detox.tensorflow.context import context
 
 if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     # With one thread between operations, an exchange that waited for another would never end.
@@ -30,6 +31,7 @@ def start():
 
     def begin(**settings):
         settings.setdefault("timeout", 60.0)
+        context.forget()
         hvd.init(detox=Detox(**{"one_round_bytes": 0, **settings}))
 
     return begin

@@ -8,6 +8,7 @@ import torch
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
+from horovod_detox.torch.context import context
 
 if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     torch.set_num_threads(1)
@@ -20,6 +21,7 @@ def start(small_blocks):
 
     def begin(**settings):
         settings.setdefault("timeout", 60.0)
+        context.forget()
         hvd.init(detox=Detox(**{"one_round_bytes": 0, **settings}))
 
     return begin
