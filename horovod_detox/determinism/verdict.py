@@ -105,8 +105,8 @@ def judge_trials(trials: Sequence[Trial], groups: Groups | None = None) -> Prefl
     """
     conditions = tuple(trial.conditions for trial in trials)
     names = [[[name] for name in trial.weights] for trial in trials]
-    if any(theirs != names[0] for theirs in names):
-        return PreflightReport(MODELS, conditions, difference=difference(names))
+    if differ := difference(names):
+        return PreflightReport(MODELS, conditions, difference=differ)
     everybody = [tuple(range(len(trials)))]
     tensors, weights = _table([trial.weights for trial in trials])
     if odd := _odd_ones(everybody, tensors, weights, [{}] * len(trials)):

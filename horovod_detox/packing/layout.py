@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class Layout:
     a vote compares words, so that the dtypes of the model do not matter on the way.
 
     Attributes:
-        parameters: (name, shape, dtype) of every parameter, in the order in which they lie.
+        parameters: (name, shape, dtype) of every parameter, in the order in which they lie. All
+            ranks have the same, but for the path in the name: see `without_path`.
     """
 
     parameters: tuple[tuple[str, tuple[int, ...], str], ...]
@@ -167,8 +169,8 @@ class Layout:
 
     @cached_property
     def digest(self) -> tuple[int, int]:
-        """Return two words that differ between layouts."""
-        return digest_of_text(json.dumps(self.parameters))
+        """Return two words that differ between layouts, whatever paths their names have."""
+        return digest_of_text(json.dumps([_identity(entry) for entry in self.parameters]))
 
     def pack(self, buffers: Sequence[np.ndarray]) -> np.ndarray:
         """Join flat buffers into a copy: `[(length,), ...] -> (w,)` words."""
@@ -199,18 +201,36 @@ def _view(words: Any, dtype: str) -> Any:
     return words.view(getattr(sys.modules["torch"], dtype))
 
 
+def without_path(name: str) -> str:
+    """Return what of a parameter's name all ranks agree on.
+
+    Keras makes paths from what else a rank has built or loaded; they serve messages.
+
+    >>> without_path("3 sequential_1/embedding/table (rows)")
+    '3 table (rows)'
+    """
+    return re.sub(r"[^ ]*/", "", name)
+
+
+def _identity(entry: Sequence[Any]) -> list[Any]:
+    """Return what makes a parameter the same as another rank's, given its name and the rest."""
+    return [without_path(entry[0]), *entry[1:]]
+
+
 def difference(layouts: Sequence[Sequence[Any]]) -> str:
-    """Say in words where the parameter lists of the ranks differ.
+    """Say in words where the parameter lists of the ranks differ; nothing if they do not.
 
     >>> difference([[["w", [2], "float32"]], [["w", [3], "float32"]]])
     'rank 0 has w [2] float32 where rank 1 has w [3] float32'
+    >>> difference([[["0 dense/kernel", [2]]], [["0 sequential/dense/kernel", [2]]]])
+    ''
     """
     for position in range(max(map(len, layouts))):
         entries = [
-            " ".join(map(str, layout[position])) if position < len(layout) else "no parameter"
-            for layout in layouts
+            layout[position] if position < len(layout) else ["no parameter"] for layout in layouts
         ]
         for rank, entry in enumerate(entries):
-            if entry != entries[0]:
-                return f"rank 0 has {entries[0]} where rank {rank} has {entry}"
-    return "no difference"
+            if _identity(entry) != _identity(entries[0]):
+                first, other = (" ".join(map(str, each)) for each in (entries[0], entry))
+                return f"rank 0 has {first} where rank {rank} has {other}"
+    return ""

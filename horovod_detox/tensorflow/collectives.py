@@ -84,7 +84,7 @@ class HorovodCollectives:
         handles, self._pending = self._pending, []
         run = _graph().callable([handle.operation for handle in handles])
         feeds = [feed for handle in handles for feed in handle.feeds]
-        results = _in_time(lambda: run(*feeds), self.timeout)
+        results = in_time(lambda: run(*feeds), self.timeout)
         if results is None:
             raise ExchangeTimeout.after(self.timeout, self.rank, handles[0].name)
         if isinstance(results, tf.errors.OpError):
@@ -209,7 +209,7 @@ class _Graph:
 _graph = cache(_Graph)
 
 
-def _in_time(work: Callable[[], Any], seconds: float) -> Any:
+def in_time(work: Callable[[], Any], seconds: float) -> Any:
     """Return the result of `work()` or its exception; None when it takes longer.
 
     Horovod itself waits for ever for a rank that does not take part.

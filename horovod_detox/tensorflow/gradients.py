@@ -169,7 +169,7 @@ def _exchange(
 
 
 def name_of(variable: Any, position: int) -> str:
-    """Name a variable alike on all ranks, whatever else a rank has made before it.
+    """Name a variable: its position, and its path without the numbers of Keras.
 
     >>> class Kernel:
     ...     path = "sequential_2/dense_5/kernel"

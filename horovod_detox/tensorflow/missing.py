@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from horovod_detox.config import Plan
 from horovod_detox.exchange.control import ParametersDiffer
+from horovod_detox.packing.layout import without_path
 
 Named = dict[str, tuple[Any, Any]]
 """Gradients, which may be None, and variables, by name."""
@@ -35,19 +36,19 @@ def completed(mine: Named, error: ParametersDiffer, plan: Plan) -> Named:
     having: dict[str, set[int]] = {}
     entries: dict[str, Sequence[Any]] = {}
     for rank, gradients in enumerate(error.lists):
-        for entry in gradients:
-            if entries.setdefault(entry[0], entry) != entry:
+        for name, *kind in gradients:
+            if entries.setdefault(without_path(name), kind) != kind:
                 raise error
-            having.setdefault(entry[0], set()).add(rank)
+            having.setdefault(without_path(name), set()).add(rank)
     wanted = {
         name.removesuffix(ROWS): name.endswith(ROWS)
         for name, ranks in having.items()
         if plan.groups.with_most_of(ranks) > plan.captured
     }
     return {
-        name: (_zero(variable, wanted[name]) if gradient is None else gradient, variable)
+        name: (_zero(variable, in_rows) if gradient is None else gradient, variable)
         for name, (gradient, variable) in mine.items()
-        if name in wanted
+        if (in_rows := wanted.get(without_path(name))) is not None
     }
 
 

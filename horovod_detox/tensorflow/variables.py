@@ -1,10 +1,20 @@
 """TensorFlow's and Keras 3's variables: from the root to all ranks."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
+
+from horovod_detox.exchange.collectives import ExchangeTimeout
+from horovod_detox.exchange.control import RanksDisagree
+from horovod_detox.exchange.sharing import share
+from horovod_detox.packing.layout import difference
+from horovod_detox.tensorflow.collectives import in_time
+from horovod_detox.tensorflow.context import context
+
+SCOPE, WHAT = "detox", "broadcast_variables"
 
 
 def native(variable: Any) -> Any:
@@ -18,9 +28,50 @@ def broadcast_variables(
     process_set: Any = hvd.global_process_set,
     inplace: bool = False,
 ) -> Any:
-    """Overwrite variables by those of the root: `tf.Variable` or Keras 3's, in eager mode.
+    """Overwrite variables by those of the root: `tf.Variable` or Keras 3's, eagerly.
 
-    The arguments are those of `horovod.tensorflow.broadcast_variables`.
+    The arguments are those of `horovod.tensorflow.broadcast_variables`. Variables are known by
+    their position, shape and dtype and the last word of their name: Keras makes the rest from what
+    else a rank has built or loaded.
+
+    Args:
+        variables: in the same order on every rank of the set.
+        root_rank: whose are taken.
+        process_set: the ranks that take part.
+        inplace: accepted, without effect.
+
+    Raises:
+        RanksDisagree: on every rank, when their variables are others.
+        ExchangeTimeout: when some rank does not take part.
     """
     natives = [native(variable) for variable in variables]
-    return hvd.broadcast_variables(natives, root_rank, process_set, inplace)
+    if not tf.executing_eagerly():
+        return hvd.broadcast_variables(natives, root_rank, process_set, inplace)
+    timeout = context.session().config.timeout
+    collectives = context.make_collectives(SCOPE, timeout, process_set)
+    lists = share(collectives, WHAT, [_described(variable) for variable in natives])
+    if differ := difference(lists):
+        raise RanksDisagree(f"the variables to broadcast differ between ranks: {differ}")
+
+    @tf.function
+    def assign() -> None:
+        for i, variable in enumerate(natives):
+            name = f"{SCOPE}.{WHAT}.{i}"
+            received = hvd.broadcast(variable, root_rank, name=name, process_set=process_set)
+            variable.assign(received)
+
+    result = in_time(lambda: assign() or True, timeout)
+    if result is None:
+        raise ExchangeTimeout.after(timeout, collectives.rank, WHAT)
+    if isinstance(result, BaseException):
+        raise result
+
+
+def _described(variable: tf.Variable) -> list[Any]:
+    """Return the name of a variable, of which all but the last word counts as its path, and so on.
+
+    The paths of an optimizer's variables have underscores: "adam/sequential_dense_kernel_velocity".
+    """
+    name = re.sub(r"(_[0-9]+)?(:[0-9]+)?$", "", variable.name)
+    path, _, word = name.replace("_", "/").rpartition("/")
+    return [f"{path}/{word}", variable.shape.as_list(), variable.dtype.name]

@@ -67,7 +67,19 @@ def test_digests_differ_exactly_when_layouts_do(first, second):
 @given(PARAMETERS, PARAMETERS)
 def test_a_difference_is_told_exactly_when_there_is_one(first, second):
     lists = [[list(map(str, entry)) for entry in parameters] for parameters in (first, second)]
-    assert (difference(lists) == "no difference") == (first == second)
+    assert (difference(lists) == "") == (first == second)
+
+
+def test_the_path_in_a_name_is_for_messages_only():
+    def layout(name, shape=(2,)):
+        return Layout(((f"0 {name}", shape, "float32"),))
+
+    assert layout("dense/kernel").digest == layout("model/dense_1/kernel").digest
+    assert layout("dense/kernel").digest != layout("dense/bias").digest
+    lists = [layout("dense/kernel").parameters, layout("model/dense/kernel", (3,)).parameters]
+    assert difference(lists) == (
+        "rank 0 has 0 dense/kernel (2,) float32 where rank 1 has 0 model/dense/kernel (3,) float32"
+    )
 
 
 def test_integers_cannot_be_gradients():
