@@ -18,14 +18,17 @@ from horovod_detox.determinism.conditions import Conditions
 from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.engine import Engine, Presence
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.sharing import share
 from horovod_detox.frontend.engines import Engines, Name
 from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
+from horovod_detox.vote.agreement import RULES, NoAgreement, agreed, votes_of
 from horovod_detox.vote.groups import group_seeds
 from horovod_detox.vote.ledger import Event, FaultReport
 from horovod_detox.vote.work import Tally
 
 SETUP_TIMEOUT = 300.0
+_NONE = object()
 
 log = logging.getLogger("horovod_detox")
 
@@ -237,6 +240,51 @@ class Context:
         ledger = self.session().ledger()
         if ledger:
             ledger.subscribe(callback)
+
+    def agree(
+        self, value: Any, by: str = "majority", default: Any = _NONE, process_set: Any = None
+    ) -> Any:
+        """Return one value for all ranks, given what each thinks: it is the same on all of them.
+
+        The members of each group, which have the same data, take a vote. Who says otherwise than
+        most of its group does not count, and is named in a warning.
+
+        Args:
+            value: what this rank thinks: None, a truth value, a number (also in a tensor), a text,
+                or lists or dictionaries of such.
+            by: how the groups' votes come to one value: "majority" (what more than half of the
+                groups say), or, for numbers, "median" or "mean".
+            default: what to return where there is no such value; not given: `NoAgreement` is raised
+                on all ranks.
+            process_set: the ranks to ask; None: all.
+
+        Raises:
+            NoAgreement: see `default`.
+            ValueError: for another `by`.
+            TypeError: for a value of another kind.
+            ExchangeTimeout: when some rank does not take part.
+        """
+        if by not in RULES:
+            raise ValueError(f"by = {by!r}: it is one of {', '.join(RULES)}")
+        process_set = process_set or self._hvd.global_process_set
+        session = self.session()
+        plan = session.plan(process_set.ranks)
+        if plan is None:
+            return value
+        timeout = session.config.timeout
+        collectives = self.make_collectives("detox.agree", timeout, process_set)
+        value = value.item() if hasattr(value, "item") else value
+        votes, others = votes_of(share(collectives, "value", value), plan.groups)
+        names = [process_set.ranks[rank] for rank in others]
+        if names and collectives.rank == 0 and (told := f"agree {names}") not in session.told:
+            session.told.add(told)
+            log.warning("hvd.agree: ranks %s say otherwise than most of their group", names)
+        try:
+            return agreed(votes, plan.groups, by)
+        except NoAgreement:
+            if default is _NONE:
+                raise
+            return default
 
     def seed_python(self, seed: int) -> int:
         """Seed python and NumPy by group; return a seed for the framework, also by group."""

@@ -12,6 +12,7 @@ from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOpt
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
 from horovod_detox.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
 from horovod_detox.torch.trial import preflight as preflight
+from horovod_detox.torch.verbs import after_exchanges as _after_exchanges
 from horovod_detox.torch.verbs import meeting as _meeting
 
 init = _context.init
@@ -22,5 +23,6 @@ group_size = _context.group_size
 num_groups = _context.num_groups
 fault_report = _context.fault_report
 on_fault = _context.on_fault
+agree = _after_exchanges(_context.agree)
 globals().update(_meeting(globals()))
 __getattr__ = _fall_through(__name__)

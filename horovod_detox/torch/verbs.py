@@ -19,7 +19,7 @@ KINDS = ("allreduce", "allgather", "broadcast", "alltoall", "reducescatter", "ba
 def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Return the collectives of a module by name, each so that the ranks meet before it."""
     return {
-        name: _after_exchanges(function)
+        name: after_exchanges(function)
         for name, function in namespace.items()
         if inspect.isfunction(function)
         and not name.startswith("_")
@@ -28,14 +28,16 @@ def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
+def after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a collective before which the ranks meet in the exchanges that were postponed."""
     signature = inspect.signature(function)
 
     @wraps(function)
     def collective(*args: Any, **kwargs: Any) -> Any:
         if passes.any_postponed():
             given = signature.bind(*args, **kwargs).arguments
-            passes.meet(given.get("process_set", hvd.global_process_set).ranks)
+            process_set = given.get("process_set") or hvd.global_process_set
+            passes.meet(process_set.ranks or ())
         return function(*args, **kwargs)
 
     return collective

@@ -6,6 +6,7 @@ import horovod_detox.tensorflow.keras.callbacks as callbacks  # noqa: F401  # no
 import horovod_detox.tensorflow.keras.elastic as elastic  # noqa: F401
 from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.tensorflow import Compression as Compression
+from horovod_detox.tensorflow import agree as agree
 from horovod_detox.tensorflow import broadcast_variables as broadcast_variables
 from horovod_detox.tensorflow import fault_report as fault_report
 from horovod_detox.tensorflow import group as group
