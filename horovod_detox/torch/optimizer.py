@@ -192,14 +192,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Zero the gradients, unless they await their exchange; after it the step may be left."""
         if self._exchange is not None:
-            if self._exchange.pending:
-                raise AssertionError(
-                    "optimizer.zero_grad() was called after loss.backward() but before "
-                    "optimizer.step() or optimizer.synchronize(). This is prohibited as it can "
-                    "cause a race condition."
-                )
-            if self._exchange.ended:
-                self._exchange.reset()
+            self._exchange.clear()
         super(self.__class__, self).zero_grad(*args, **kwargs)
 
     def _evaluate(self, closure: Callable[[], Any], before: list[int]) -> Any:
