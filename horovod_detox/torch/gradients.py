@@ -65,7 +65,7 @@ class GradientExchange:
         self._hooks: dict[torch.Tensor, Any] = {}
         self._packing: Packing | SignPacking | None = None
         self._overlap: Overlap | None = None
-        self._found_late: set[torch.Tensor] = set()
+        self._found_late: dict[torch.Tensor, int] = {}
         self._early = EarlyGradients()
         self._stepped_in: int | None = None
         self.set_passes(passes)
@@ -97,14 +97,15 @@ class GradientExchange:
             self._hooks.pop(parameter).remove()
             del self._delays[parameter]
             self._waiting.discard(parameter)
+        delay = max(1, min(self._delays.values(), default=self._passes))
         for _, parameter in named:
             if parameter.requires_grad and parameter not in self._delays:
                 on_gradient = partial(self._on_gradient, parameter)
                 self._hooks[parameter] = parameter.register_post_accumulate_grad_hook(on_gradient)
-                self._delays[parameter] = self._passes
+                self._delays[parameter] = delay
                 self._waiting.add(parameter)
                 if is_late:
-                    self._found_late.add(parameter)
+                    self._found_late[parameter] = delay
         watched = [pair for pair in named if pair[1] in self._delays]
         if self._packing is None or not self._packing.fits(watched):
             self._abandon()
@@ -201,8 +202,8 @@ class GradientExchange:
 
     def _count_those_found_late(self) -> None:
         """Count gradients of this pass that came before their parameters were watched."""
-        for parameter in self._found_late & self._waiting:
-            if parameter.grad is not None and self._delays[parameter] == self._passes:
+        for parameter, delay in self._found_late.items():
+            if parameter.grad is not None and self._delays.get(parameter) == delay:
                 self._count_down(parameter)
         self._found_late.clear()
 
@@ -262,7 +263,9 @@ class GradientExchange:
             self.watch(is_late=True)
             self._early.begin(self._delays)
         all_take_part = not self._engine.presence.some_have_joined
-        if self._overlap is not None and all_take_part and self._early.may_leave(parameter):
+        if parameter not in self._delays or self._overlap is None or not all_take_part:
+            return
+        if self._early.may_leave(parameter):
             self._early.leaves(parameter)
             self._overlap.add(parameter)
 

@@ -20,7 +20,7 @@ from horovod_detox.packing.torch import Uncompressed  # noqa: E402
 from horovod_detox.torch.gradients import GradientExchange  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
-WHOLE = {"exchange": "leaders"}
+WHOLE: Any = {"exchange": "leaders"}
 WIDTHS = [5, 9, 4, 7, 3]
 
 
@@ -78,7 +78,7 @@ def backward(parameters, seed):
     hidden.square().sum().backward()
 
 
-def exchange_of(detox, collectives, parameters, passes=1):
+def exchange_of(detox, collectives, parameters, passes=1) -> Any:
     engines = Engines(detox.plan(collectives.size), lambda name: collectives, None, None)
     named = [(str(i), parameter) for i, parameter in enumerate(parameters)][::-1]
     return GradientExchange(engines, lambda: named, Uncompressed, passes, 2.0, range(100))
