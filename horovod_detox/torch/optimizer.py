@@ -195,6 +195,14 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             self._exchange.clear()
         super(self.__class__, self).zero_grad(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled: the exchange belongs to these parameters and ranks."""
+        raise TypeError(
+            "a DistributedOptimizer can neither be copied (copy.deepcopy) nor pickled: its "
+            "exchange with the other ranks would be lost. Copy or save its state_dict(); or copy "
+            "the model, make an optimizer for it, and wrap that, on every rank"
+        )
+
     def _evaluate(self, closure: Callable[[], Any], before: list[int]) -> Any:
         """Run a closure; all ranks see the same gradients and the same loss.
 
@@ -205,12 +213,18 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         loss = closure()
         if self._exchange is None:
             return loss
-        if self._should_synchronize:
+        has_backward = self._exchange.started
+        if self._should_synchronize and (has_backward or not self._synchronized):
             self._exchange.synchronize()
+        else:
+            self._exchange.reset()
+        self._synchronized = False
         if failure := self._exchange.take_failure():
             if self._versions() != before:
                 raise failure
             raise _SkippedStep(loss)
+        if not (has_backward or self._should_synchronize):
+            return loss  # for gradients that the script has synchronised already
         return self._exchange.agree_on(loss)
 
     def _versions(self) -> list[int]:
