@@ -148,7 +148,7 @@ def test_a_hook_that_returns_a_tensor_is_torchs_own_error(returned):
     weight = network[0].weight
     weight.register_post_accumulate_grad_hook(lambda parameter: returned)
     optimizer = wrap(network)
-    with pytest.raises(RuntimeError, match="hooks? .*(should return None|has changed the size)"):
+    with pytest.raises(RuntimeError, match=r"hooks? .*(should return None|has changed the size)"):
         backward(network)
     optimizer.zero_grad()
 
