@@ -1,5 +1,6 @@
 """Gradients of torch packed into one copy of words, as they are or compressed, and back."""
 
+import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -99,8 +100,9 @@ class Packing:
         self._contexts: list[Any] = []
         self._sparse_dims: dict[int, int] = {}
         entries = []
+        self._kinds = [_kind(parameter) for parameter in self.parameters]
         for name, parameter in named_parameters:
-            real = _real(parameter.detach())
+            real = _real(parameter.detach().to(_dtype(parameter)))
             wire, context = compression.compress(real.new_zeros(1))
             self._contexts.append(context)
             entries.append((name, tuple(real.shape), str(wire.dtype).removeprefix("torch.")))
@@ -110,8 +112,19 @@ class Packing:
         self.update = torch.empty_like(self.copy)
         self._views = self._split(self.copy)
 
+    def fits(self, named_parameters: NamedParameters) -> bool:
+        """Return whether these are the packed parameters, of the same shapes and dtypes."""
+        parameters = [parameter for _, parameter in named_parameters]
+        return (
+            len(parameters) == len(self.parameters)
+            and all(map(operator.is_, parameters, self.parameters))
+            and all(_kind(p) == kind for p, kind in zip(parameters, self._kinds, strict=True))
+        )
+
     def pack(self, indices: Sequence[int] | None = None) -> Copy:
-        """Return the copy: `(w,)` words of all gradients; a missing gradient counts as zero.
+        """Return the copy: `(w,)` words of all gradients.
+
+        A missing gradient counts as zero, and so does that of a frozen parameter.
 
         Args:
             indices: the parameters whose gradients to pack now; None: all.
@@ -119,11 +132,13 @@ class Packing:
         present, gradients = [], []
         for i in range(len(self.parameters)) if indices is None else indices:
             parameter = self.parameters[i]
-            if parameter.grad is None:
+            if parameter.grad is None or not parameter.requires_grad:
                 self._views[i].zero_()
                 continue
             if parameter.grad.is_sparse:
                 self._sparse_dims[i] = parameter.grad.sparse_dim()
+            else:
+                self._sparse_dims.pop(i, None)
             gradient = _real(parameter.grad.detach().to_dense())
             wire, self._contexts[i] = self._compression.compress(gradient)
             if wire.shape != gradient.shape:
@@ -143,6 +158,8 @@ class Packing:
     ) -> None:
         """Write `factor` times the update, `(w,)` words, into the gradients.
 
+        Frozen parameters are left as they are.
+
         Args:
             update: left as it is.
             factor: what it is multiplied by.
@@ -151,17 +168,20 @@ class Packing:
         views = self._split(update)
         for i in range(len(self.parameters)) if indices is None else indices:
             parameter, view = self.parameters[i], views[i]
+            if not parameter.requires_grad:
+                continue
             dense = self._compression.decompress(view, self._contexts[i])
             if factor != 1.0:
                 dense = dense * factor
             if parameter.is_complex():
                 dense = torch.view_as_complex(dense.contiguous())
             if i in self._sparse_dims:
-                parameter.grad = dense.to(parameter).to_sparse(self._sparse_dims[i])
+                dense = dense.to(parameter.device, _dtype(parameter))
+                parameter.grad = dense.to_sparse(self._sparse_dims[i])
             else:
                 if parameter.grad is None:
-                    parameter.grad = torch.empty_like(parameter)
-                parameter.grad.copy_(dense)
+                    parameter.grad = torch.empty_like(parameter, dtype=_dtype(parameter))
+                parameter.grad.data.copy_(dense)  # whose version tells what the script writes
 
     def place(self) -> AbstractContextManager[Any]:
         """Return where this thread computes, for another thread to enter."""
@@ -196,6 +216,10 @@ class SignPacking:
         self.layout = self._packing.layout.signs
         self.update = torch.empty(self.layout.words, dtype=torch.int64, device=self._packing.device)
 
+    def fits(self, named_parameters: NamedParameters) -> bool:
+        """Return whether these are the packed parameters, of the same shapes and dtypes."""
+        return self._packing.fits(named_parameters)
+
     def pack(self) -> Copy:
         """Return the copy: `(w,)` words of all gradients' signs, and NaN if one is not finite.
 
@@ -228,3 +252,13 @@ class SignPacking:
 def _real(tensor: torch.Tensor) -> torch.Tensor:
     """View a complex tensor as real pairs."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _dtype(parameter: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a parameter's gradient, which newer versions of torch let differ."""
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
+
+
+def _kind(parameter: torch.Tensor) -> tuple[Any, ...]:
+    """Return what must not change while a parameter is packed."""
+    return parameter.shape, _dtype(parameter), parameter.device

@@ -11,6 +11,7 @@ from horovod_detox.torch.joining import join as join
 from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOptimizer
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
 from horovod_detox.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
+from horovod_detox.torch.state import broadcast_parameters as broadcast_parameters
 from horovod_detox.torch.trial import preflight as preflight
 from horovod_detox.torch.verbs import after_exchanges as _after_exchanges
 from horovod_detox.torch.verbs import meeting as _meeting

@@ -185,8 +185,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
             else:
                 self.synchronize()
         elif self._exchange is not None:
-            self._exchange.check_update()
-            self._exchange.reset()
+            self._exchange.take_update()
         self._synchronized = False
         if self._exchange is not None and self._exchange.take_failure():
             return None
@@ -199,19 +198,20 @@ class _DistributedOptimizer(torch.optim.Optimizer):
     def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Zero the gradients, unless they await their exchange; after it the step may be left."""
         if self._exchange is not None:
-            if self._exchange.pending:
-                raise AssertionError(
-                    "optimizer.zero_grad() was called after loss.backward() but before "
-                    "optimizer.step() or optimizer.synchronize(). This is prohibited as it can "
-                    "cause a race condition."
-                )
-            if self._exchange.ended:
-                self._exchange.reset()
+            self._exchange.clear()
         super(self.__class__, self).zero_grad(*args, **kwargs)
 
     def _count_step(self) -> None:
         if self._exchange is not None:
             self._exchange.count_step()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled: the exchange belongs to these parameters and ranks."""
+        raise TypeError(
+            "a DistributedOptimizer can neither be copied (copy.deepcopy) nor pickled: its "
+            "exchange with the other ranks would be lost. Copy or save its state_dict(); or copy "
+            "the model, make an optimizer for it, and wrap that, on every rank"
+        )
 
     def _evaluate(self, closure: Callable[[], Any], before: list[int]) -> Any:
         """Run a closure; all ranks see the same gradients and the same loss.
@@ -223,12 +223,18 @@ class _DistributedOptimizer(torch.optim.Optimizer):
         loss = closure()
         if self._exchange is None:
             return loss
-        if self._should_synchronize:
+        has_backward = self._exchange.started
+        if self._should_synchronize and (has_backward or not self._synchronized):
             self._exchange.synchronize()
+        else:
+            self._exchange.take_update()
+        self._synchronized = False
         if failure := self._exchange.take_failure():
             if self._versions() != before:
                 raise failure
             raise _SkippedStep(loss)
+        if not (has_backward or self._should_synchronize):
+            return loss  # for gradients that the script has synchronised already
         return self._exchange.agree_on(loss)
 
     def _versions(self) -> list[int]:
