@@ -5,10 +5,16 @@ on where the operation was made.
 """
 
 import functools
+import sys
+import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import tensorflow as tf
+
+from horovod_detox import process
+from horovod_detox.launcher.speech import PATIENCE
 
 _latest: list[Exception] = []
 """The error of this process's latest exchange, if there was one."""
@@ -45,6 +51,7 @@ def raise_as_they_are() -> None:
             return call(self, *args, **kwargs)
         except tf.errors.OpError as error:
             if failure := _behind(error):
+                _leave_the_word_to_rank_0(failure)
                 raise failure.with_traceback(None) from None
             raise
 
@@ -57,3 +64,25 @@ def _behind(error: tf.errors.OpError) -> Exception | None:
     failure = _latest.pop() if _latest else None
     is_told = failure is not None and f"{type(failure).__name__}: " in str(error)
     return failure if is_told else None
+
+
+def _leave_the_word_to_rank_0(failure: Exception) -> None:
+    """Have this process say later what it raised, if nothing catches it.
+
+    Ranks raise alike, and a job of 100 would say all 100 times. By then its launcher has ended this
+    process, if rank 0 has spoken.
+    """
+    if process.rank() == 0:
+        return
+    write = getattr(sys.excepthook, "writes_by", sys.excepthook)
+
+    def write_later(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        sys.excepthook = write
+        if error is failure:
+            time.sleep(PATIENCE)
+        write(kind, error, trace)
+
+    write_later.writes_by = write  # type: ignore[attr-defined]  # of the next failure, too
+    sys.excepthook = write_later
