@@ -174,7 +174,7 @@ class StopTogether(keras.callbacks.Callback):
             self._stops = self.model.stop_training = True
         elif wanting and not self._stops:
             self._team.warn(
-                f"ranks {self._team.names(wanting)} set model.stop_training, the others of most "
-                "groups did not: the training goes on, on all ranks. Callbacks that stop should "
-                "be the same on all ranks, and decide by what is"
+                f"ranks {self._team.names(wanting)} set model.stop_training, but not most ranks "
+                "of most groups: the training goes on, on all ranks. Give all ranks the same "
+                "callbacks, and let them decide by what is the same"
             )
