@@ -305,6 +305,7 @@ def pairs(numbers, size):
     return tf.data.Dataset.from_tensor_slices((inputs[:count], labels[:count])).batch(size)
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras's, of unknown lengths
 def test_uneven_epochs_are_refused_at_once_or_explained(start):
     start(group_size=2, outer="mean", timeout=5.0)
     with pytest.raises(
