@@ -23,6 +23,8 @@ MODELS = "models"
 
 ADVICE = """\
 - the same data and random state inside a group: GroupSampler or shard, and seed_group
+- no random numbers in what runs in parallel, as map(num_parallel_calls=) of tf.data or the workers
+  of a PyDataset, and no deterministic=False
 - the same threads on every rank: OMP_NUM_THREADS, torch.set_num_threads, tf.config.threading
 - the same libraries on every host, and kernels for what all processors have:
   ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2

@@ -18,8 +18,11 @@ from horovod_detox.packing.bits import refuse_sparse
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.tensorflow import packing_of
 from horovod_detox.tensorflow.compression import Compression
+from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import native
+
+raise_as_they_are()
 
 EngineOf = Callable[[Sequence[Any]], Engine | DrilledEngine]
 
@@ -158,7 +161,7 @@ def _exchange(
         return like(words, update), tf.constant(is_skipped)
     _refuse_compilation()
     update, is_skipped = tf.numpy_function(
-        exchange,
+        remembered(exchange),
         [words, steps],
         (tf.int64, tf.bool),
         name="horovod_detox_needs_jit_compile_False",

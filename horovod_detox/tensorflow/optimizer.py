@@ -12,6 +12,8 @@ from horovod_detox.attacks import Attack
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.tensorflow.backend import require_tensorflow
 from horovod_detox.tensorflow.context import context
+from horovod_detox.tensorflow.epochs import Team
+from horovod_detox.tensorflow.fit import take_over_fit
 from horovod_detox.tensorflow.gradients import GradientExchange, scaled
 from horovod_detox.tensorflow.keras_classes import replace_methods
 from horovod_detox.tensorflow.own_apply import ExchangeBeforeApply, has_own_apply
@@ -103,6 +105,9 @@ def DistributedOptimizer(
             f"{type(inner).__name__} has an apply() of its own, so that gradients are exchanged "
             "before it and cannot be accumulated: use backward_passes_per_step=1"
         )
+    if engines:
+        inner.detox_team = Team(process_set, engines.plan.groups, context.session().told)
+        take_over_fit()
     optimizer.register_local_var = exchange.register_local
     return optimizer
 

@@ -14,6 +14,7 @@ from tensorflow.python.eager import context as eager
 from horovod_detox.launcher.random_states import RandomState
 from horovod_detox.launcher.stand_in import Frontend, Script
 from horovod_detox.tensorflow.context import context
+from horovod_detox.tensorflow.data.dealing import even, words
 
 OF_KERAS_2 = "experimental_run_tf_function"
 """An argument of `compile` in Horovod's examples."""
@@ -58,9 +59,15 @@ def _replace_shard(script: Script) -> None:
     @functools.wraps(shard)
     def deal(self: Any, num_shards: Any, index: Any, *args: Any, **more: Any) -> Any:
         shares, share = (tf.get_static_value(tf.convert_to_tensor(n)) for n in (num_shards, index))
-        if shares is not None and share is not None:
-            num_shards, index = script.share("tf.data.Dataset.shard", int(shares), int(share))
-        return shard(self, num_shards, index, *args, **more)
+        if shares is None or share is None:
+            return shard(self, num_shards, index, *args, **more)
+        what = "tf.data.Dataset.shard"
+        groups, group = script.share(what, int(shares), int(share))
+        among_all = script.plan is not None and shares == script.plan.groups.world_size
+        dealt, rest = even(self, groups) if among_all else (self, 0)
+        if rest:
+            script.tell(f"{what}, of {int(self.cardinality())} elements", words(rest, groups))
+        return shard(dealt, groups, group, *args, **more)
 
     tf.data.Dataset.shard = deal
 

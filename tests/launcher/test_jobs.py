@@ -110,6 +110,8 @@ def test_tensorflow_scripts(tmp_path):
     check_pairs(results)
     assert results["keras"]["steps"] == 10
     assert "tf.data.Dataset.shard: deals to 2 groups instead of 6 ranks" in said(job)
+    even = "the last element is left out, so that 2 groups get equally many"
+    assert f"tf.data.Dataset.shard, of 1797 elements: {even}" in said(job)
     assert any(text.startswith("random states of python, NumPy, Tensor") for text in said(job))
 
 

@@ -1,23 +1,30 @@
 """Which elements of a tf.data pipeline a rank trains on."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_detox.exchange.sharing import share
 from horovod_detox.tensorflow.context import context
+from horovod_detox.tensorflow.data.dealing import even, words
+from horovod_detox.tensorflow.data.pipelines import differences
+
+log = logging.getLogger("horovod_detox")
 
 
 def shard(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Deal the elements to the groups: the same inside a group, disjoint across groups.
 
     All ranks call this. Shuffle after it, with `seed_group` called before; or before it, with a
-    seed that is the same on every rank.
+    seed that is the same on every rank. Groups get equally many elements where their number is
+    known, see `even`.
 
     Raises:
         ValueError: on every rank, when the dataset was shuffled before in an order that is not
-            the same on all ranks.
+            the same on all ranks, or has fewer elements than there are groups.
     """
     seeds = [_seeds(shuffled) for shuffled in _shuffles(dataset)]
     everyones = share(context.collectives("detox.shard"), "seeds", seeds)
@@ -28,7 +35,22 @@ def shard(dataset: tf.data.Dataset) -> tf.data.Dataset:
             "shares would overlap: shuffle after shard(), or give shuffle() a seed and call "
             "seed_group() later"
         )
-    return dataset.shard(context.num_groups(), context.group())
+    groups = context.num_groups()
+    dealt, rest = even(dataset, groups)
+    if rest:
+        _warn(words(rest, groups))
+    if context.group_size() > 1:
+        for difference in differences(dataset):
+            _warn(difference)
+    return dealt.shard(groups, context.group())
+
+
+def _warn(text: str) -> None:
+    """Say something once, on rank 0."""
+    told = context.session().told
+    if hvd.rank() == 0 and text not in told:
+        told.add(text)
+        log.warning("%s", text)
 
 
 def _shuffles(dataset: Any) -> Iterator[Any]:

@@ -1,7 +1,6 @@
 """Horovod's callbacks for Keras 3, and one that writes the faults into the logs of `fit`."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -11,8 +10,8 @@ import numpy as np
 from horovod_detox.exchange.sharing import share
 from horovod_detox.frontend.fall_through import fall_through as _fall_through
 from horovod_detox.tensorflow.context import context, reseed
+from horovod_detox.tensorflow.metrics import average_over_groups
 from horovod_detox.tensorflow.variables import broadcast_variables, native
-from horovod_detox.vote.groups import Groups
 
 
 class _Callback(keras.callbacks.Callback):
@@ -74,12 +73,14 @@ class BroadcastGlobalVariablesCallback(_Callback):
 class MetricAverageCallback(_Callback):
     """Average the epoch's metrics over the groups, on every rank alike.
 
-    Where most members of a group agree on a metric, the others do not count. Name it before
-    ReduceLROnPlateau and other callbacks that read metrics.
+    Where most members of a group agree on a metric, the others do not count. Wherever it stands
+    in the list of `fit`, all callbacks see averages.
 
     Args:
         device: accepted, without effect.
     """
+
+    averages_metrics = True
 
     def __init__(self, device: str = "") -> None:
         super().__init__()
@@ -98,22 +99,10 @@ class MetricAverageCallback(_Callback):
             logs[name] = average_over_groups([theirs[name] for theirs in everyones], plan.groups)
 
 
-def average_over_groups(values: Sequence[float], groups: Groups) -> float:
-    """Average one value by rank: that of the majority, or else the mean, of every group.
-
-    >>> average_over_groups([1.0, 1.0, 99.0, 3.0, 3.0, 3.0], Groups(((0, 1, 2), (3, 4, 5))))
-    2.0
-    """
-    votes = []
-    for members in groups.members:
-        theirs = [values[rank] for rank in members]
-        value, count = Counter(theirs).most_common(1)[0]
-        votes.append(value if 2 * count > len(theirs) else np.mean(theirs))
-    return float(np.mean(votes))
-
-
 class LearningRateScheduleCallback(_Callback):
     """Multiply the initial learning rate, between two epochs.
+
+    With `steps_per_execution` above 1 the rate of the first step of an execution is that of all.
 
     Args:
         initial_lr: the learning rate that is multiplied.
@@ -166,7 +155,7 @@ class LearningRateScheduleCallback(_Callback):
             return
         if not self.staircase:
             assert self.steps_per_epoch is not None
-            self._set(self.current_epoch + batch / self.steps_per_epoch)
+            self._set(self.current_epoch + self._steps_until(batch) / self.steps_per_epoch)
         elif batch == 0:
             self._set(self.current_epoch)
 
@@ -174,6 +163,10 @@ class LearningRateScheduleCallback(_Callback):
         """Log the learning rate as `lr`."""
         if logs is not None:
             logs["lr"] = float(np.asarray(self.model.optimizer.learning_rate))
+
+    def _steps_until(self, batch: int) -> int:
+        """Return after how many steps of the epoch it is that the rate is the one of a batch."""
+        return batch
 
     def _set(self, epoch: float) -> None:
         if callable(self.multiplier):
@@ -217,14 +210,20 @@ class LearningRateWarmupCallback(LearningRateScheduleCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Say, after the last epoch, what the learning rate is."""
         super().on_epoch_end(epoch, logs)
-        if epoch == self.warmup_epochs - 1 and self.verbose and hvd.rank() == 0:
+        if epoch != self.warmup_epochs - 1:
+            return
+        self._set(self.warmup_epochs)  # also where epochs were shorter than steps_per_epoch
+        if self.verbose and hvd.rank() == 0:
             rate = float(np.asarray(self.model.optimizer.learning_rate))
             print(f"\nEpoch {epoch + 1}: finished gradual learning rate warmup to {rate:g}.")
 
-    def _warm(self, epoch: float) -> float:
+    def _steps_until(self, batch: int) -> int:
+        """Return the steps with those of this execution: its last reaches the initial rate."""
         assert self.steps_per_epoch is not None
+        return min(batch + self.model.steps_per_execution, self.steps_per_epoch)
+
+    def _warm(self, epoch: float) -> float:
         k = context.num_groups()
-        epoch += 1 / self.steps_per_epoch  # the last batch reaches the initial rate itself
         return (epoch * (k - 1) / self.warmup_epochs + 1) / k
 
 

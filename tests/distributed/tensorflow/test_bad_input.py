@@ -1,15 +1,18 @@
 """Bad input is a clear error on every rank, within seconds; ranks stay in step after it."""
 
+import traceback
+
 import horovod.tensorflow as stock
 import pytest
 import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 from horovod_detox import Detox
+from horovod_detox.determinism.first_step import NotDeterministic
 from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
-from tests.distributed.tensorflow.training import everywhere, fit, sgd
+from tests.distributed.tensorflow.training import everywhere, fit, sgd, train
 
 pytestmark = pytest.mark.ranks(4)
 
@@ -66,13 +69,31 @@ def test_no_majority_in_any_group(start):
         exchange(tf.fill([3], float(hvd.rank())))
 
 
-def test_an_error_inside_fit_says_what_to_do(start):
-    """TensorFlow wraps the errors of traced functions; what they say must survive."""
+@pytest.mark.parametrize("way", ["fit", "tape_in_function"])
+def test_errors_of_traced_functions_are_what_they_are(start, way):
+    """TensorFlow's own error has what happened behind a page on where an operation was made."""
     start(group_size=2)
-    with pytest.raises(
-        tf.errors.UnknownError, match=r"NotDeterministic: .*every group lost its majority"
-    ):
-        fit(hvd.DistributedOptimizer(sgd()), 2, shard=hvd.rank())
+    with pytest.raises(NotDeterministic, match=r"^no update in this step: every group") as info:
+        train(way=way, steps=1, shard=hvd.rank())
+    assert info.value.__suppress_context__
+    told = "".join(traceback.format_exception(info.value))
+    assert told.count("every group lost its majority") == 1
+    assert "Graph execution error" not in told
+    assert "numpy_function" not in told
+
+
+def test_other_errors_of_traced_functions_stay_what_they_are(start):
+    start(group_size=2)
+    with pytest.raises(NotDeterministic):
+        train(way="optimizer_in_function", steps=1, shard=hvd.rank())
+
+    @tf.function
+    def fail(number):
+        tf.debugging.assert_equal(number, 1, "not of an exchange")
+
+    for _ in range(2):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="not of an exchange"):
+            fail(tf.constant(2))
 
 
 def test_no_gradient_at_all(start):

@@ -30,11 +30,12 @@ def fit(network, *callbacks, epochs=1, steps=4, **options):
     ).history
 
 
-def compiled(network, optimizer=None, **options):
+def compiled(network, optimizer=None, steps_per_execution=1, **options):
     network.compile(
         hvdk.DistributedOptimizer(optimizer or sgd(), **options),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        steps_per_execution=steps_per_execution,
     )
     return network
 
@@ -126,6 +127,39 @@ def test_warm_up_and_schedules(start):
     assert fit(network, drop, epochs=4, steps=2)["lr"] == pytest.approx([0.4, 0.4, 0.2, 0.1])
     with pytest.raises(ValueError, match="initial_lr"):
         horovod_detox.keras.callbacks.LearningRateScheduleCallback(None, 0.5)
+
+
+@pytest.mark.parametrize(("steps", "execution"), [(4, 2), (5, 2), (3, 7)])
+def test_schedules_with_several_steps_per_execution(start, steps, execution):
+    start(group_size=1, outer="mean")  # four groups
+    rates = []
+    seen = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: rates.append(
+            float(network.optimizer.learning_rate.numpy())
+        )
+    )
+    network = compiled(model(), steps_per_execution=execution)
+    warm_up = hvdk.callbacks.LearningRateWarmupCallback(0.2, warmup_epochs=2)
+    history = fit(network, warm_up, seen, epochs=3, steps=steps)
+    ends = [min(end, steps) for end in range(execution, steps + execution, execution)]
+    expected = [0.05 + 0.15 * (epoch + end / steps) / 2 for epoch in (0, 1) for end in ends]
+    assert rates == pytest.approx(expected + [0.2] * len(ends))
+    assert history["lr"][1:] == [float(np.float32(0.2))] * 2
+    # A schedule of the script's own: the rate of an execution is that of its first step.
+    rates.clear()
+    linear = hvdk.callbacks.LearningRateScheduleCallback(0.2, lambda t: 1 - t / 4, staircase=False)
+    fit(network, linear, seen, epochs=2, steps=steps)
+    begins = range(0, steps, execution)
+    expected = [0.2 * (1 - (epoch + begin / steps) / 4) for epoch in (0, 1) for begin in begins]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_warm_up_ends_at_the_initial_rate_though_epochs_are_short(start):
+    start(group_size=1, outer="mean")
+    warm_up = hvdk.callbacks.LearningRateWarmupCallback(0.2, warmup_epochs=1, steps_per_epoch=9)
+    network = compiled(model())
+    fit(network, warm_up, epochs=2, steps=2)
+    assert float(network.optimizer.learning_rate.numpy()) == np.float32(0.2)
 
 
 def test_fault_totals_in_the_logs(start, caplog):
@@ -249,3 +283,67 @@ def test_a_shuffle_that_would_make_shares_overlap_is_refused(start, seeded_by_gr
     dataset = tf.data.Dataset.range(12).shuffle(12, seed=3 if seeded_by_group else None).batch(2)
     with pytest.raises(ValueError, match=r"shuffled in an order that differs.*after shard"):
         hvd.shard(dataset)
+
+
+@pytest.mark.parametrize("count", [45, 44])
+def test_shares_are_even(start, caplog, count):
+    start(group_size=2, outer="mean", timeout=15.0)
+    caplog.set_level(logging.WARNING, logger="horovod_detox")
+    dataset = hvd.shard(tf.data.Dataset.range(count))
+    assert everywhere(int(dataset.cardinality())) == [22] * 4
+    seen = everywhere(elements(dataset))
+    assert seen[0] == seen[2] == list(range(0, 44, 2))
+    assert seen[1] == seen[3] == list(range(1, 44, 2))
+    told = ["the last element is left out, so that 2 groups get equally many"]
+    assert caplog.messages == (told if count == 45 and hvd.rank() == 0 else [])
+
+
+def pairs(numbers, size):
+    """Return a dataset of inputs and labels of this rank, in batches."""
+    inputs, labels = batches(2, hvd.group())
+    count = numbers[hvd.group()]
+    return tf.data.Dataset.from_tensor_slices((inputs[:count], labels[:count])).batch(size)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras's, of unknown lengths
+def test_uneven_epochs_are_refused_at_once_or_explained(start):
+    start(group_size=2, outer="mean", timeout=5.0)
+    with pytest.raises(
+        ValueError,
+        match=r"batches in an epoch: 11 on ranks \[1, 3\], 12 on ranks \[0, 2\]. They would wait",
+    ):
+        compiled(model()).fit(pairs((23, 22), 2), shuffle=False, verbose=0)
+    # Nobody knows how many there are: the side that is done says, in the end, what it waits for.
+    unknown = pairs((24, 22), 2).filter(lambda inputs, labels: True)
+    text = r"end of an epoch: have all ranks as many batches" if hvd.group() else "waited 5 s"
+    with pytest.raises(Exception, match=text):
+        compiled(model()).fit(unknown, shuffle=False, verbose=0)
+
+
+def test_what_will_differ_is_said_before_the_first_step(start, caplog):
+    start(group_size=2, outer="mean")
+    caplog.set_level(logging.WARNING, logger="horovod_detox")
+    honest = pairs((8, 8), 2).map(lambda inputs, labels: (2 * inputs, labels), num_parallel_calls=2)
+    compiled(model()).fit(honest, shuffle=False, verbose=0)
+    hvd.shard(honest)
+    assert caplog.messages == []
+
+    def noisy(inputs, labels):
+        return inputs + 0 * tf.random.normal(tf.shape(inputs)), labels
+
+    def fit_to(data):
+        compiled(model()).fit(data, shuffle=False, verbose=0)
+
+    for give in (hvd.shard, fit_to):
+        start(group_size=2, outer="mean")
+        caplog.clear()
+        for _ in range(2):
+            give(pairs((4, 4), 2).map(noisy, num_parallel_calls=2))
+        told = [
+            text for text in caplog.messages if "draws random numbers in a parallel map" in text
+        ]
+        assert len(told) == (1 if hvd.rank() == 0 else 0)
+    start(group_size=1, outer="mean")
+    caplog.clear()
+    hvd.shard(pairs((2, 2, 2, 2), 1).repeat(4).map(noisy, num_parallel_calls=2))
+    assert caplog.messages == []  # nobody is compared
