@@ -28,14 +28,18 @@ from horovod_detox.vote.work import Tally
 
 @dataclass
 class Presence:
-    """Whether all ranks of a job take part, as far as this rank knows.
+    """Whether all ranks of a job take part, and want to, as far as this rank knows.
 
     Attributes:
         some_have_joined: until all have, see `joined.py`.
+        wants_to_stop: whether this rank wants to end the training.
+        stopping: the ranks that were heard to want it in an exchange.
         reached: the steps of engines, by name, that others went on to while this rank was away.
     """
 
     some_have_joined: bool = False
+    wants_to_stop: bool = False
+    stopping: set[int] = field(default_factory=set)
     reached: dict[str, int] = field(default_factory=dict)
     _latest: "Engine | None" = None
     _next: "WeakKeyDictionary[Engine, Engine]" = field(default_factory=WeakKeyDictionary)
@@ -45,6 +49,10 @@ class Presence:
         if self._latest is not None:
             self._next[self._latest] = engine
         self._latest = engine
+
+    def forget_wishes(self) -> None:
+        """Want to train on, and forget who else did not."""
+        self.wants_to_stop, self.stopping = False, set()
 
     def next(self) -> "Engine | None":
         """Return the engine that exchanges next, if it is as it was before; None: none has."""
@@ -194,6 +202,7 @@ class Engine:
             self._settings,
         )
         self._steps_told = steps
+        control.wants_to_stop = self.presence.wants_to_stop
         secret = self._introduce(control)
         self._layout, self._none = layout, namespace(copy).empty((0,), copy, "int64")
         self.presence.note(self)
@@ -234,7 +243,7 @@ class Engine:
         return self.history.record(outcome, layout)
 
     def _together(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
-        """Return the outcome, also if ranks have joined."""
+        """Return the outcome, also if ranks have joined; note who wants to stop."""
         try:
             return finish()
         except RanksJoined:
@@ -245,6 +254,8 @@ class Engine:
                 self._first_step.put_off()
             step.control.joined.clear()
             return joined.exchange(step)
+        finally:
+            self.presence.stopping |= step.control.stopping
 
     def leave(self) -> None:
         """Tell the others, in their next exchange, that this rank has no more data.

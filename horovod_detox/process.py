@@ -7,6 +7,8 @@ rank on its host, but not how many there are of them.
 import os
 import socket
 
+PATIENCE = 10.0
+"""Seconds until a rank other than 0 speaks: by then its launcher has ended it, if rank 0 spoke."""
 _RANK = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _SLURM_RANK = "SLURM_PROCID"
 _LOCAL_RANK = (

@@ -23,7 +23,7 @@ RECORD = np.dtype(
         ("update", np.int64, 2),  # the digest of the update of the exchange before
         ("steps", np.int64),  # how often the optimizer has stepped since that exchange
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
-        ("flags", np.int64),  # what is not the usual: INCOMPLETE or JOINED
+        ("flags", np.int64),  # what is not the usual: INCOMPLETE, JOINED or STOPS
     ]
 )
 """What a rank tells all others with every exchange."""
@@ -32,6 +32,8 @@ INCOMPLETE = 1
 """The flag of a rank that has not all of its gradients: it sends no copy beside the record."""
 JOINED = 2
 """The flag of a rank that has no more data: it will take part in nothing until all others join."""
+STOPS = 4
+"""The flag of a rank that wants to end the training, and trains on until most want it."""
 ENTROPY = 32
 """Random bytes of each rank, and of the secret."""
 
@@ -74,6 +76,8 @@ class Control:
         leaves: whether this rank has no more data.
         incomplete: the ranks that have not all of their gradients yet.
         joined: the ranks that have no more data; before, all had.
+        wants_to_stop: whether this rank wants to end the training.
+        stopping: the ranks that want to.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class Control:
         self.leaves = False
         self.incomplete: set[int] = set()
         self.joined: set[int] = set()
+        self.wants_to_stop = False
+        self.stopping: set[int] = set()
         self._record = np.array([(step, layout.digest, update, steps, settings, 0)], RECORD)
 
     def introduce(self) -> bytes:
@@ -115,6 +121,8 @@ class Control:
         record = self._record.copy()
         if not is_complete:
             record["flags"] |= JOINED if self.leaves else INCOMPLETE
+        if self.wants_to_stop:
+            record["flags"] |= STOPS
         return np.concatenate([record.view(np.int64), np.asarray(facts, np.int64)])
 
     def hear(self, told: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -161,7 +169,8 @@ class Control:
                 )
         self.incomplete |= set(np.flatnonzero(records["flags"] & INCOMPLETE).tolist())
         self.joined |= set(np.flatnonzero(records["flags"] & JOINED).tolist())
-        if odd := np.flatnonzero(records["flags"] & ~(INCOMPLETE | JOINED)).tolist():
+        self.stopping |= set(np.flatnonzero(records["flags"] & STOPS).tolist())
+        if odd := np.flatnonzero(records["flags"] & ~(INCOMPLETE | JOINED | STOPS)).tolist():
             raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
 
 

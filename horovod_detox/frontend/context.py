@@ -147,10 +147,6 @@ class Context:
                 warnings.warn("a single process rehearses no attack", stacklevel=4)
             return None
 
-        def name() -> Name:
-            number = process_set.process_set_id
-            return Name(lambda: f"detox.{number}.{next(self._numbers[number])}")
-
         def collectives(name: Name) -> Collectives:
             return self.make_collectives(name, session.config.timeout, process_set)
 
@@ -167,7 +163,21 @@ class Context:
                 engine.presence = self._presence
 
         ledger = session.ledger(process_set.ranks)
-        return Engines(plan, collectives, ledger, attack, tally, name, first_step, enter)
+        return Engines(
+            plan,
+            collectives,
+            ledger,
+            attack,
+            tally,
+            lambda: self.name(process_set),
+            first_step,
+            enter,
+        )
+
+    def name(self, process_set: Any) -> Name:
+        """Return a name that tells something from all else among the ranks of a set."""
+        number = process_set.process_set_id
+        return Name(lambda: f"detox.{number}.{next(self._numbers[number])}")
 
     def join(self, wait: Callable[[], int]) -> int:
         """Let this rank have no more data, until no rank has; return the last that had some.

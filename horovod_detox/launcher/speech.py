@@ -7,9 +7,6 @@ from typing import NoReturn
 from horovod_detox import process
 from horovod_detox.remedies import BAD_INPUT
 
-PATIENCE = 10.0
-"""Seconds until a rank other than 0 speaks: by then its launcher has ended it, if rank 0 spoke."""
-
 
 def say(text: str) -> None:
     """Write a line to stderr, on rank 0 alone."""
@@ -30,7 +27,7 @@ def refuse(reason: str) -> NoReturn:
     if rank == 0:
         _write(reason)
     else:
-        time.sleep(PATIENCE)
+        time.sleep(process.PATIENCE)
         _write(f"rank {rank}: {reason}")
     sys.exit(BAD_INPUT)
 

@@ -18,7 +18,6 @@ from horovod_detox.exchange.collectives import (
     join,
     split,
 )
-from horovod_detox.tensorflow.stopping import wishes
 
 
 class HorovodCollectives:
@@ -44,8 +43,8 @@ class HorovodCollectives:
 
     def allgather_words(self, name: str, facts: np.ndarray, words: np.ndarray) -> Handle:
         """Send facts and words, of any lengths, to all; return messages by sender."""
-        joined, _ = join(wishes.tell(facts), [words])
-        return self._submit(name, hvd.allgather, [joined], lambda r: wishes.hear(split(r)))
+        joined, _ = join(facts, [words])
+        return self._submit(name, hvd.allgather, [joined], lambda result: list(split(result)))
 
     def alltoall(
         self,
@@ -55,10 +54,10 @@ class HorovodCollectives:
         spare: np.ndarray | None = None,
     ) -> Handle:
         """Send the facts to all and `parts[j]` to rank j; return messages by sender."""
-        joined, lengths = join(wishes.tell(facts), parts, spare)
+        joined, lengths = join(facts, parts, spare)
         splits = np.array(lengths, dtype=np.int32)
         feeds = [joined, splits]
-        return self._submit(name, hvd.alltoall, feeds, lambda r: wishes.hear(split(r[0])))
+        return self._submit(name, hvd.alltoall, feeds, lambda result: list(split(result[0])))
 
     def add_facts(self, name: str, facts: np.ndarray) -> Handle:
         """Add up the ranks' facts, with zeros for those that have joined: `(n,)` of int64."""

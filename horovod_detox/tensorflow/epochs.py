@@ -1,6 +1,5 @@
 """What keeps ranks together in `fit`: metrics that are alike on all, and one decision to stop."""
 
-import itertools
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +8,11 @@ from typing import Any
 
 import keras
 
+from horovod_detox.engine import Presence
 from horovod_detox.exchange.collectives import Collectives, ExchangeTimeout
 from horovod_detox.exchange.sharing import share
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.metrics import averages, numbers
-from horovod_detox.tensorflow.stopping import most_want, wishes
 from horovod_detox.vote.groups import Groups
 
 log = logging.getLogger("horovod_detox")
@@ -33,20 +32,21 @@ class Team:
     Attributes:
         process_set: of Horovod.
         groups: of its ranks, which are counted from 0.
+        presence: of the optimizer's engine.
+        name: tells the team from all others.
         told: warnings that were given and are not to be given again.
-        number: tells teams apart: all ranks make the same ones in the same order.
     """
 
     process_set: Any
     groups: Groups
+    presence: Presence
+    name: object
     told: set[str] = field(default_factory=set, compare=False)
-    number: int = field(default_factory=itertools.count().__next__)
 
     @cached_property
     def _collectives(self) -> Collectives:
         timeout = context.session().config.timeout
-        scope = f"detox.{self.process_set.process_set_id}.fit.{self.number}"
-        return context.make_collectives(scope, timeout, self.process_set)
+        return context.make_collectives(self.name, timeout, self.process_set)
 
     def share(self, name: str, value: Any) -> list[Any]:
         """Gather a JSON value from every rank."""
@@ -153,24 +153,26 @@ class StopTogether(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Stop if most groups have wanted it before this batch."""
         self._note()
-        self._decide(wishes.take())
+        presence = self._team.presence
+        heard, presence.stopping = presence.stopping, set()
+        self._decide(heard)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Ask all ranks. A wish does not outlast its epoch."""
         if self._stops:
             return
         self._note()
-        everyones = self._team.share_at_end("stop", wishes.to_stop)
+        everyones = self._team.share_at_end("stop", self._team.presence.wants_to_stop)
         self._decide([rank for rank, wants in enumerate(everyones) if wants])
-        wishes.forget()
+        self._team.presence.forget_wishes()
 
     def _note(self) -> None:
         """Train on for now, whatever this rank wants."""
         if self.model.stop_training and not self._stops:
-            wishes.to_stop, self.model.stop_training = True, False
+            self._team.presence.wants_to_stop, self.model.stop_training = True, False
 
     def _decide(self, wanting: Collection[int]) -> None:
-        if most_want(self._team.groups, wanting):
+        if self._team.groups.are_mostly_of(wanting):
             self._stops = self.model.stop_training = True
         elif wanting and not self._stops:
             self._team.warn(

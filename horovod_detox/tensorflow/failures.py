@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from horovod_detox import process
-from horovod_detox.launcher.speech import PATIENCE
+from horovod_detox.tensorflow.replacing import replace_method
 
 _latest: list[Exception] = []
 """The error of this process's latest exchange, if there was one."""
@@ -40,23 +40,17 @@ def raise_as_they_are() -> None:
 
     The class is what can be changed: a tape may be wrapped when its function is called already.
     """
-    cls: Any = type(tf.function(lambda: None))
-    call = cls.__call__
-    if hasattr(call, "raises_as_they_are"):
-        return
+    replace_method(type(tf.function(lambda: None)), "__call__", _call_and_translate)
 
-    @functools.wraps(call)
-    def call_and_translate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(self, *args, **kwargs)
-        except tf.errors.OpError as error:
-            if failure := _behind(error):
-                _leave_the_word_to_rank_0(failure)
-                raise failure.with_traceback(None) from None
-            raise
 
-    call_and_translate.raises_as_they_are = True  # type: ignore[attr-defined]
-    cls.__call__ = call_and_translate
+def _call_and_translate(call: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return call(function, *args, **kwargs)
+    except tf.errors.OpError as error:
+        if failure := _behind(error):
+            _leave_the_word_to_rank_0(failure)
+            raise failure.with_traceback(None) from None
+        raise
 
 
 def _behind(error: tf.errors.OpError) -> Exception | None:
@@ -81,7 +75,7 @@ def _leave_the_word_to_rank_0(failure: Exception) -> None:
     ) -> None:
         sys.excepthook = write
         if error is failure:
-            time.sleep(PATIENCE)
+            time.sleep(process.PATIENCE)
         write(kind, error, trace)
 
     write_later.writes_by = write  # type: ignore[attr-defined]  # of the next failure, too

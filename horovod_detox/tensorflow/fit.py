@@ -1,6 +1,5 @@
 """Keras's `fit`, taken over for models whose optimizer exchanges gradients."""
 
-import functools
 import inspect
 from typing import Any
 
@@ -8,36 +7,20 @@ import keras
 
 from horovod_detox.tensorflow.data.pipelines import differences
 from horovod_detox.tensorflow.epochs import AgreeFirst, StopTogether, Team
-from horovod_detox.tensorflow.stopping import wishes
 
 
-def take_over_fit() -> None:
-    """Have `fit` keep the ranks together.
-
-    The function is replaced where it is defined, once for all models: an optimizer that is wrapped
-    does not know its model.
-    """
-    owner = next(cls for cls in keras.Model.__mro__ if "fit" in vars(cls))
-    fit = owner.fit
-    if hasattr(fit, "keeps_together"):
-        return
-    signature = inspect.signature(fit)
-
-    @functools.wraps(fit)
-    def fit_together(self: Any, *args: Any, **kwargs: Any) -> Any:
-        team = team_of(self)
-        if team is None:
-            return fit(self, *args, **kwargs)
-        given = signature.bind(self, *args, **kwargs)
-        _warn_of_data(given.arguments.get("x"), team)
-        given.arguments["callbacks"] = _surround(given.arguments.get("callbacks"), self, team)
-        try:
-            return fit(*given.args, **given.kwargs)
-        finally:
-            wishes.forget()
-
-    fit_together.keeps_together = True  # type: ignore[attr-defined]
-    owner.fit = fit_together
+def fit_together(fit: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `fit` of Keras so that it keeps the ranks together, if the model trains with others."""
+    team = team_of(model)
+    if team is None:
+        return fit(model, *args, **kwargs)
+    given = inspect.signature(fit).bind(model, *args, **kwargs)
+    _warn_of_data(given.arguments.get("x"), team)
+    given.arguments["callbacks"] = _surround(given.arguments.get("callbacks"), model, team)
+    try:
+        return fit(*given.args, **given.kwargs)
+    finally:
+        team.presence.forget_wishes()
 
 
 def team_of(model: Any) -> Team | None:

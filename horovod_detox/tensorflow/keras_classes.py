@@ -3,32 +3,19 @@
 The replaced methods do as before for optimizers that are not distributed.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from horovod_detox.tensorflow.fit import fit_together
+from horovod_detox.tensorflow.replacing import replace_method
+
 
 def replace_methods() -> None:
     """Replace them, unless that was done."""
-    _replace(keras.optimizers.LossScaleOptimizer, "apply", _exchange_before_scaling)
-    owner = next(cls for cls in keras.Model.__mro__ if "make_train_function" in vars(cls))
-    _replace(owner, "make_train_function", _trace_anew)
-
-
-def _replace(cls: Any, name: str, replacement: Callable[..., Any]) -> None:
-    """Replace a method by one that is given it as its first argument."""
-    method = getattr(cls, name)
-    if getattr(method, "is_of_detox", False):
-        return
-
-    @functools.wraps(method)
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return replacement(method, *args, **kwargs)
-
-    replaced.is_of_detox = True  # type: ignore[attr-defined]
-    setattr(cls, name, replaced)
+    replace_method(keras.optimizers.LossScaleOptimizer, "apply", _exchange_before_scaling)
+    replace_method(keras.Model, "make_train_function", _trace_anew)
+    replace_method(keras.Model, "fit", fit_together)
 
 
 def _exchange_before_scaling(

@@ -13,7 +13,6 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.tensorflow.backend import require_tensorflow
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.epochs import Team
-from horovod_detox.tensorflow.fit import take_over_fit
 from horovod_detox.tensorflow.gradients import GradientExchange, scaled
 from horovod_detox.tensorflow.keras_classes import replace_methods
 from horovod_detox.tensorflow.own_apply import ExchangeBeforeApply, has_own_apply
@@ -105,9 +104,14 @@ def DistributedOptimizer(
             f"{type(inner).__name__} has an apply() of its own, so that gradients are exchanged "
             "before it and cannot be accumulated: use backward_passes_per_step=1"
         )
-    if engines:
-        inner.detox_team = Team(process_set, engines.plan.groups, context.session().told)
-        take_over_fit()
+    if engines and engine:
+        inner.detox_team = Team(
+            process_set,
+            engines.plan.groups,
+            engine.presence,
+            context.name(process_set),
+            context.session().told,
+        )
     optimizer.register_local_var = exchange.register_local
     return optimizer
 

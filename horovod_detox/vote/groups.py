@@ -50,6 +50,15 @@ class Groups:
         chosen = set(ranks)
         return sum(2 * len(chosen.intersection(group)) > len(group) for group in self.members)
 
+    def are_mostly_of(self, ranks: Collection[int]) -> bool:
+        """Return whether most groups are with some ranks: those most of whose members are.
+
+        >>> groups = Groups(((0, 1, 2), (3, 4, 5), (6, 7, 8)))
+        >>> groups.are_mostly_of([0, 1, 3, 4]), groups.are_mostly_of([0, 1, 2, 3, 6])
+        (True, False)
+        """
+        return 2 * self.with_most_of(ranks) > len(self)
+
 
 def most_witnesses(groups: Groups) -> int:
     """Return how many witnesses each owner can have, no two of them or it in one group.

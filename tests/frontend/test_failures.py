@@ -8,6 +8,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("horovod.tensorflow")
 
+from horovod_detox import process  # noqa: E402
 from horovod_detox.exchange.step import NoMajority  # noqa: E402
 from horovod_detox.tensorflow import failures  # noqa: E402
 from horovod_detox.tensorflow import gradients as gradients  # noqa: E402
@@ -69,4 +70,4 @@ def test_rank_0_speaks_for_all(monkeypatch, rank):
     assert happened == [other]
     error = caught(lambda: exchange(tf.constant(1, tf.int64)))
     sys.excepthook(type(error), error, None)
-    assert happened[1:] == ([failures.PATIENCE, error] if rank else [error])
+    assert happened[1:] == ([process.PATIENCE, error] if rank else [error])

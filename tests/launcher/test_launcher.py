@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from horovod_detox import Detox
+from horovod_detox import Detox, process
 from horovod_detox.frontend.session import Session
 from horovod_detox.launcher import speech
 from horovod_detox.launcher.arguments import flag_of, parse
@@ -141,7 +141,7 @@ def test_other_ranks_leave_rank_0_the_time_to_speak(variable, capsys, monkeypatc
     with pytest.raises(SystemExit) as end:
         speech.refuse("no script")
     assert end.value.code == 2
-    assert waited == [speech.PATIENCE]
+    assert waited == [process.PATIENCE]
     assert capsys.readouterr().err == "horovod_detox: rank 3: no script\n"
 
 
