@@ -73,6 +73,7 @@ class Engine:
         presence: whether ranks have joined, the same object for all engines of a job.
         name: tells it from all other engines, see `frontend.engines.Name`.
         tally: counts exchanges, and has the number of steps; None: nothing is told of them.
+        weights: returns the digest of what this rank trains; "": not known.
 
     Attributes:
         history: what it carries from exchange to exchange.
@@ -90,6 +91,7 @@ class Engine:
         presence: "Presence | None" = None,
         name: object = "",
         tally: Tally | None = None,
+        weights: Callable[[], str] = lambda: "",
     ) -> None:
         self.history = History(plan, ledger)
         self._collectives = collectives
@@ -101,6 +103,7 @@ class Engine:
         self.presence = presence or Presence()
         self.name = name
         self.tally = tally or Tally()
+        self._weights_digest = weights
         self.has_begun = False
         self._layout: Layout
         self._steps_told = 0
@@ -207,7 +210,7 @@ class Engine:
         self._layout, self._none = layout, namespace(copy).empty((0,), copy, "int64")
         self.presence.note(self)
         if self._first_step is not None and not self.presence.some_have_joined:
-            self._first_step.begin(self._collectives)
+            self._first_step.begin(self._collectives, self._weights_digest)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
         return Step(
             self._collectives,
@@ -229,8 +232,8 @@ class Engine:
             self.tally.exchanges += 1
         except NoMajority as error:
             self.tally.exchanges += 1
-            if first is not None:
-                first.explain(error, step.copy, layout)
+            if first is not None and first.explain(error, step.copy, layout):
+                return self._leave_out(error, step)
             return self._skip(error, step)
         if first is not None and first.check(outcome, step.copy, layout):
             self._first_step = None
@@ -293,6 +296,14 @@ class Engine:
             except RanksJoined:
                 return joined.agree_on_secret(self._collectives)
         return self._secret
+
+    def _leave_out(self, failure: NoMajority, step: Step) -> Outcome:
+        """Return the outcome of a step without an update, which is no fault of any rank."""
+        self._digest = np.zeros(WORDS, dtype=np.int64)
+        self.history.leave_out()
+        step.update[:] = 0
+        failed = failure if self._skips else None
+        return Outcome(step.update, Verdict(()), (), failure=failed)
 
     def _skip(self, failure: NoMajority, step: Step) -> Outcome:
         """Return the outcome of a step without an update, if it is to be skipped."""

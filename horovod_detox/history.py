@@ -120,6 +120,10 @@ class History:
             "(Detox(max_skipped_steps=))"
         )
 
+    def leave_out(self) -> None:
+        """Count a step in which there was nothing to note."""
+        self._enter(Verdict(()), (), {})
+
     def _enter(
         self,
         verdict: Verdict,

@@ -2,10 +2,12 @@
 
 Beside the first copies of an optimizer travel the conditions of all ranks. When members of a group
 hold different copies, the fingerprints of their parameters follow, and tell a faulty rank from a
-job in which votes mean nothing.
+job in which votes mean nothing. Where ranks hold different weights, the check waits for the second
+exchange: scripts may broadcast them after the first.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,6 +22,7 @@ from horovod_detox.determinism.verdict import (
     judge_copies,
 )
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.sharing import begin_to_share
 from horovod_detox.exchange.step import NoMajority, Outcome
 from horovod_detox.packing.layout import SIGN, Layout
@@ -75,49 +78,63 @@ class FirstStep:
         self._ranks = ranks
         self._is_drill = is_drill
         self._told = set() if told is None else told
-        self._has_begun = False
+        self._has_begun = self._has_waited = False
 
-    def begin(self, collectives: Collectives) -> None:
-        """Let the conditions be on their way, beside the exchange, unless they are already."""
+    def begin(self, collectives: Collectives, weights: Callable[[], str] = lambda: "") -> None:
+        """Let the conditions be on their way, beside the exchange, unless they are already.
+
+        Args:
+            collectives: of the ranks.
+            weights: returns the digest of what this rank trains; "": not known.
+        """
         if self._has_begun:
             return
         self._has_begun, self._collectives = True, collectives
-        self._conditions = begin_to_share(
-            collectives, "preflight.conditions", dict(self._collect())
-        )
+        mine = {"conditions": dict(self._collect()), "weights": weights()}
+        self._facts = begin_to_share(collectives, "preflight.facts", mine)
 
     def put_off(self) -> None:
         """Leave the check to a later exchange, as ranks have joined."""
         self._has_begun = False
 
-    def explain(self, error: NoMajority, copy: Copy, layout: Layout) -> None:
+    def explain(self, error: NoMajority, copy: Copy, layout: Layout) -> bool:
         """Say why the exchange of a copy had no majority, if votes mean nothing in this job.
 
+        Returns:
+            whether it means nothing, as weights differ: the check waits for the next exchange.
+
         Raises:
-            NotDeterministic: on every rank, when they do not.
+            NotDeterministic: on every rank, when votes mean nothing.
+            RanksDisagree: on every rank, when the weights differ in the second exchange, too.
         """
         if not self._has_begun:
-            return
+            return False
+        conditions = self._gathered()
+        if self._waits_for_weights():
+            return True
         if self._is_drill:
-            self._gathered()
-            return
-        report = self._compare(copy, layout, error.verdict or Verdict(()))
+            return False
+        report = self._compare(conditions, copy, layout, error.verdict or Verdict(()))
         if report.verdict == NONDETERMINISTIC:
             raise NotDeterministic(report, str(error)) from error
         self._tell(report)
+        return False
 
     def check(self, outcome: Outcome, copy: Copy, layout: Layout) -> bool:
         """Check that the votes on a copy mean anything; return whether that was not put off.
 
         Raises:
-            NotDeterministic: on every rank, when they do not.
+            NotDeterministic, RanksDisagree: as `explain`.
         """
         if not self._has_begun:
             return False
+        conditions = self._gathered()
+        if self._waits_for_weights():
+            return False
         if not (outcome.verdict.dissenters or outcome.verdict.abstentions):
-            self._warn(self._gathered())
+            self._warn(conditions)
             return True
-        report = self._compare(copy, layout, outcome.verdict)
+        report = self._compare(conditions, copy, layout, outcome.verdict)
         if report.verdict == NONDETERMINISTIC and not self._is_drill:
             raise NotDeterministic(report)
         self._tell(report)
@@ -129,13 +146,41 @@ class FirstStep:
             log.warning("first step: %s", report)
 
     def _gathered(self) -> Sequence[Conditions]:
-        """Return the conditions of all ranks."""
+        """Return the conditions of all ranks, and know their weights."""
         self._has_begun = False
-        return self._conditions.wait()
+        facts = self._facts.wait()
+        self._weights = [theirs["weights"] for theirs in facts]
+        return [theirs["conditions"] for theirs in facts]
 
-    def _compare(self, copy: Copy, layout: Layout, verdict: Verdict) -> PreflightReport:
+    def _waits_for_weights(self) -> bool:
+        """Return whether no weights are those of most ranks, and this is the first exchange."""
+        weights, count = Counter(self._weights).most_common(1)[0]
+        names = self._ranks or range(len(self._weights))
+        others = [name for name, its in zip(names, self._weights, strict=True) if its != weights]
+        remedy = (
+            "broadcast them before the first step: hvd.broadcast_parameters, broadcast_variables, "
+            "or the callback BroadcastGlobalVariablesCallback"
+        )
+        if 2 * count > len(self._weights):
+            if others and self._collectives.rank == 0:
+                text = "first step: ranks %s train other weights than most: %s, or they are faulty"
+                log.warning(text, others, remedy)
+            return False
+        if self._has_waited:
+            raise RanksDisagree(f"the ranks train different weights in the second step: {remedy}")
+        self._has_waited = True
+        if self._collectives.rank == 0:
+            log.warning(
+                "first step: the ranks train different weights. If they do in the second step, the "
+                "job ends: %s",
+                remedy,
+            )
+        return True
+
+    def _compare(
+        self, conditions: Sequence[Conditions], copy: Copy, layout: Layout, verdict: Verdict
+    ) -> PreflightReport:
         """Gather the fingerprints of all parameters, which only a fault makes worth the while."""
-        conditions = self._gathered()
         mine = fingerprint_parameters(copy, layout).ravel()
         gathered = self._collectives.allgather("preflight.parameters", mine).wait()
         fingerprints = gathered.reshape(len(conditions), -1, WORDS)

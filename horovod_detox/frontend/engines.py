@@ -1,6 +1,9 @@
 """The engines of one optimizer: what exchanges its gradients, and the losses of its closures."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from horovod_detox.attacks import Attack
 from horovod_detox.config import Detox, Plan
@@ -8,6 +11,7 @@ from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.vote.fingerprint import digest
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.work import Tally
 
@@ -32,6 +36,18 @@ class Name:
         if self._name is None:
             self._name = self._give()
         return self._name
+
+
+def digest_of(weights: Iterable[np.ndarray]) -> str:
+    """Return a digest of the bits of arrays; "" if there are none.
+
+    >>> digest_of([])
+    ''
+    >>> digest_of([np.zeros(2), np.ones(3)]) == digest_of([np.zeros(2), -np.ones(3)])
+    False
+    """
+    digests = b"".join(digest(array).tobytes() for array in weights)
+    return hashlib.blake2b(digests, digest_size=16).hexdigest() if digests else ""
 
 
 class Engines:
@@ -90,13 +106,17 @@ class Engines:
         return engine
 
     def make_for_gradients(
-        self, factor: float = 1, skips: bool = False
+        self,
+        factor: float = 1,
+        skips: bool = False,
+        weights: Callable[[], Iterable[np.ndarray]] = tuple,
     ) -> "Engine | DrilledEngine":
         """Make an engine that corrupts the copies of faulty ranks, if this is a drill.
 
         Args:
             factor: what the update will be multiplied by, the same on every rank.
             skips: as of `Engine`.
+            weights: returns what this rank trains.
         """
         name = self._name()
         engine = Engine(
@@ -108,6 +128,7 @@ class Engines:
             skips,
             name=name,
             tally=self.tally,
+            weights=lambda: digest_of(weights()),
         )
         self._enter(engine)
         if self._attack is None:

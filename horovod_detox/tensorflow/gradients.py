@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class GradientExchange:
         self._local: set[Any] = set()
         self._factor = reduction.factor(groups)
         self.is_skipped: Any = None
+        self._variables: list[tf.Variable] = []
         self._steps = tf.constant(0, tf.int64) if steps is None else steps
         self._local_factor = 1 / groups if scale_local_gradients else 1.0
 
@@ -80,6 +81,10 @@ class GradientExchange:
             self._steps.assign_add(1)
 
         return step_and_count
+
+    def weights(self) -> Iterator[np.ndarray]:
+        """Yield the values of the variables that the latest gradients were of."""
+        return (variable.numpy() for variable in self._variables)
 
     def is_local(self, variable: Any) -> bool:
         """Return whether the gradients of a variable stay on this rank."""
@@ -103,7 +108,9 @@ class GradientExchange:
             gradient is not None for gradient, _ in shared.values()
         ):
             return result
-        engine = self._engine_of([native(variable) for _, variable in shared.values()])
+        sources = [native(variable) for _, variable in shared.values()]
+        self._variables = readable(sources)
+        engine = self._engine_of(sources)
         try:
             updates = self._exchange(engine, shared)
         except ParametersDiffer as error:
@@ -133,6 +140,13 @@ class GradientExchange:
             as_dense = self._sparse_as_dense or not isinstance(gradient, tf.IndexedSlices)
             updates[name] = scaled(tensor if as_dense else _sparse(tensor), self._factor)
         return updates
+
+
+def readable(sources: Sequence[Any]) -> list[tf.Variable]:
+    """Return those that are variables, unless they are in a graph of TensorFlow 1."""
+    if not tf.compat.v1.executing_eagerly_outside_functions():
+        return []
+    return [source for source in sources if isinstance(source, tf.Variable)]
 
 
 def scaled(gradient: Any, factor: float) -> Any:

@@ -78,7 +78,9 @@ def DistributedOptimizer(
         tally.steps, tally.count_steps = 0, lambda: int(steps)
     engines = context.engines(process_set, tally, attack)
     factor = reduction.factor(len(engines.plan.groups)) if engines else 1
-    engine = engines.make_for_gradients(factor=factor, skips=is_keras) if engines else None
+    engine = None
+    if engines:
+        engine = engines.make_for_gradients(factor, is_keras, lambda: exchange.weights())
     exchange = GradientExchange(
         reduction,
         engines.plan if engines else None,

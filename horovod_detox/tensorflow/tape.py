@@ -15,7 +15,7 @@ from horovod_detox.frontend.context import Engines
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.frontend.session import Session
 from horovod_detox.tensorflow.context import context
-from horovod_detox.tensorflow.gradients import GradientExchange
+from horovod_detox.tensorflow.gradients import GradientExchange, readable
 from horovod_detox.vote.work import Tally
 
 _shared: "WeakKeyDictionary[Session, dict[Any, _Engines | None]]" = WeakKeyDictionary()
@@ -145,7 +145,10 @@ class _Engines:
     def __call__(self, sources: Sequence[Any]) -> Engine | DrilledEngine:
         key = tuple(map(_identity, sources))
         if key not in self._made:
-            self._made[key] = self._engines.make_for_gradients()
+            variables = readable(sources)
+            self._made[key] = self._engines.make_for_gradients(
+                weights=lambda: (variable.numpy() for variable in variables)
+            )
             if isinstance(sources[0], tf.Variable):  # another may get its identity
                 weakref.finalize(sources[0], self._made.pop, key, None)
         return self._made[key]

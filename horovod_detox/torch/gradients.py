@@ -1,11 +1,12 @@
 """From the last gradient of a backward pass to the update: when and how a model is exchanged."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 
 from horovod_detox.drill import DrilledEngine
@@ -54,7 +55,7 @@ class GradientExchange:
         self.number, self.ranks = next(_numbers), frozenset(ranks)
         self.together: set[Any] = set()
         self._engines = engines
-        self._engine = engines.make_for_gradients(factor=factor, skips=True)
+        self._engine = engines.make_for_gradients(factor, skips=True, weights=self._weights)
         self._failure: NoMajority | None = None
         self._holds_update = False
         self._loss_engine: Engine | None = None
@@ -71,6 +72,10 @@ class GradientExchange:
         self._stepped_in: int | None = None
         self.set_passes(passes)
         self.watch()
+
+    def _weights(self) -> Iterator[np.ndarray]:
+        for _, parameter in self._named_parameters():
+            yield parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
     def set_passes(self, passes: int) -> None:
         """Set the number of backward passes per step."""

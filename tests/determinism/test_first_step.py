@@ -15,6 +15,7 @@ from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.frontend.context import Context
 from horovod_detox.packing.layout import Layout
@@ -258,9 +259,77 @@ def test_later_steps_and_good_first_ones_cost_nothing_more():
     (_, _, one), *_ = job(copies_of(6))
     (_, _, three), *_ = job(copies_of(6), steps=3)
     assert "preflight.parameters" not in three
-    assert three.count("preflight.conditions") == 1
+    assert three.count("preflight.facts") == 1
     assert three.count("introduction") == 1
     assert len(three) - len(one) == 2 * (len(one) - 2)
+
+
+def train(weights_of, copies, skips=False, outer="mean"):
+    """Exchange two copies, of weights by rank and step; return updates or errors, and reports."""
+    plan = Detox(outer=outer).plan(6)
+
+    def program(collectives):
+        rank, check = collectives.rank, FirstStep(plan.groups, dict)
+        step = 0
+        engine = Engine(
+            plan,
+            collectives,
+            first_step=check,
+            skips=skips,
+            weights=lambda: str(weights_of(rank, step)),
+        )
+        found = []
+        for step in range(2):
+            try:
+                outcome = engine.exchange(copies[step][rank], LAYOUT)
+                found.append((LAYOUT.typed(outcome.update)[0], outcome.failure))
+            except RuntimeError as error:
+                found.append(error)
+        return found, engine.ledger.report()
+
+    return InProcessCluster(6).run(program)
+
+
+DIFFERENT = copies_of(6, wrong=range(6))
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_weights_that_are_broadcast_after_the_first_step_are_no_fault(skips, caplog):
+    """The copies differ, as the weights do, and no group has a majority."""
+    weights = [range(6), [0] * 6]
+    results = train(lambda rank, step: weights[step][rank], [DIFFERENT, copies_of(6)], skips)
+    for ((first, failure), (second, _)), report in results:
+        assert not first.any()
+        assert (failure is not None) == skips
+        assert second[0] == 0.5
+        assert (report.steps, report.events) == (2, ())
+    assert told(caplog)[0].startswith("first step: the ranks train different weights. If they do")
+
+
+def test_weights_that_differ_between_groups_are_refused_in_the_second_step(caplog):
+    """Every vote has a majority: nothing else would tell."""
+    for ((first, _), error), _ in train(lambda rank, step: rank % 2, [copies_of(6)] * 2):
+        assert first[0] == 0.5
+        assert isinstance(error, RanksDisagree)
+        assert "different weights in the second step: broadcast them before" in str(error)
+
+
+def test_weights_that_differ_for_ever_are_refused_in_the_second_step():
+    for (_, error), _ in train(lambda rank, step: rank, [DIFFERENT] * 2, skips=True):
+        assert isinstance(error, RanksDisagree)
+
+
+def test_a_rank_with_other_weights_is_named_beside_its_dissent(caplog):
+    copies = copies_of(6, wrong=[2])
+    for ((first, _), _), report in train(lambda rank, step: rank == 2, [copies, copies]):
+        assert first[0] == 0.5
+        assert report.dissents == {2: 2}
+    assert told(caplog)[0].startswith("first step: ranks [2] train other weights than most: broad")
+
+
+def test_gradients_that_differ_while_weights_do_not_are_refused_at_once():
+    for (error, *_), _ in train(lambda rank, step: 0, [DIFFERENT] * 2):
+        assert isinstance(error, NotDeterministic)
 
 
 def test_ranks_of_a_set_are_named_as_in_the_job(caplog):

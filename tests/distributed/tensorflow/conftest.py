@@ -1,5 +1,6 @@
 """One job for all TensorFlow tests: Horovod cannot start anew in a process."""
 
+import gc
 import os
 
 import horovod.tensorflow as stock
@@ -16,13 +17,20 @@ if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     stock.init(process_sets="dynamic")
+    gc.freeze()  # what exists by now need not be looked at after every test
 
 
 @pytest.fixture(autouse=True)
 def fresh_names():
-    """Forget the names and seeds of earlier tests."""
+    """Forget the names and seeds of earlier tests, and let go of what their errors hold.
+
+    The iterator of a `fit` that has failed lives until it is collected. The longer it has lived,
+    the longer TensorFlow then waits for its thread, up to a minute, whatever the rank is about.
+    """
     keras.utils.clear_session(free_memory=False)
     tf.random.set_seed(0)
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras as hvd_keras
+from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.tensorflow.context import context
 from horovod_detox.vote.work import Work
 from tests.distributed.tensorflow.training import (
@@ -13,6 +14,7 @@ from tests.distributed.tensorflow.training import (
     batches,
     digest,
     everywhere,
+    fit,
     loss_function,
     model,
     sgd,
@@ -101,3 +103,35 @@ def test_a_second_init_goes_on_with_the_account(start):
             hvd.init(detox=settings)
     assert hvd.fault_report().dissents == {1: 4}
     assert hvd.fault_report().steps == 4
+
+
+@pytest.mark.parametrize("function", [True, False])
+def test_weights_may_be_broadcast_after_the_first_step(start, function):
+    """Horovod's recipe for tapes; the ranks seed their weights by rank."""
+    start(group_size=2)
+    network, optimizer = model(seed=hvd.rank()), sgd()
+    optimizer.build(network.trainable_variables)
+    inputs, labels = batches(3, hvd.group())
+
+    def step(inputs, labels):
+        with tf.GradientTape() as tape:
+            loss = loss_function(labels, network(inputs))
+        tape = hvd.DistributedGradientTape(tape)
+        gradients = tape.gradient(loss, network.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, network.trainable_variables, strict=True))
+
+    step = tf.function(step) if function else step
+    for number in range(3):
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        step(tf.constant(inputs[rows]), tf.constant(labels[rows]))
+        if number == 0:
+            hvd.broadcast_variables(network.variables, root_rank=0)
+            hvd.broadcast_variables(optimizer.variables, root_rank=0)
+    assert len(set(everywhere(digest(network)))) == 1
+    assert not hvd.fault_report().events
+
+
+def test_weights_that_are_never_broadcast_are_refused_in_the_second_step(start):
+    start(group_size=2)
+    with pytest.raises(RanksDisagree, match="different weights in the second step: broadcast"):
+        fit(hvd_keras.DistributedOptimizer(sgd()), 3, hvd.group(), model(seed=hvd.rank()))

@@ -122,3 +122,32 @@ def test_a_second_init_goes_on_with_the_account(start):
     hvd.init(detox=type(settings)(group_size=2))
     assert hvd.fault_report().steps == 0
     assert hvd.num_groups() == 2
+
+
+@pytest.mark.parametrize("settings", WAYS)
+def test_weights_may_be_broadcast_after_the_first_step(start, settings, caplog):
+    """A recipe of Horovod's; the ranks seed their weights by rank."""
+    start(group_size=2, **settings)
+    network = model(seed=hvd.rank())
+    optimizer = wrap(network)
+    for step in range(3):
+        backward(network, step)
+        optimizer.step()
+        if step == 0:
+            hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+            hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    assert same_everywhere(network)
+    assert not hvd.fault_report().events
+    assert hvd.fault_report().steps == 3
+    said = ["train different weights. If they do in the second step" in t for t in caplog.messages]
+    assert any(said) == (hvd.rank() == 0)
+
+
+def test_weights_that_are_never_broadcast_are_refused_in_the_second_step(start):
+    start(group_size=2)
+    network = model(seed=hvd.rank())
+    optimizer = wrap(network)
+    backward(network, 0)
+    optimizer.step()
+    with pytest.raises(RanksDisagree, match="different weights in the second step: broadcast"):
+        backward(network, 1)
