@@ -22,7 +22,9 @@ WEIGHTS = "weights"
 MODELS = "models"
 
 ADVICE = """\
-- the same data and random state inside a group: GroupSampler or shard, and seed_group
+- the same data and random state inside a group: hvd.GroupSampler or hvd.shard, and hvd.seed_group;
+  under the launcher DistributedSampler or tf.data's shard; and no seed by rank, nor in a
+  worker_init_fn
 - no random numbers in what runs in parallel, as map(num_parallel_calls=) of tf.data or the workers
   of a PyDataset, and no deterministic=False
 - the same threads on every rank: OMP_NUM_THREADS, torch.set_num_threads, tf.config.threading

@@ -235,6 +235,7 @@ def _explain(plan: Plan, verdict: Verdict, reason: str) -> str:
     return (
         f"no update in this step: {reason}. Without a majority: {suspects or 'none'}. "
         f"If no rank is faulty, the ranks of a group do not compute {same}: give them the "
-        "same data (GroupSampler or shard), random state (seed_group), thread count and library "
-        "versions; a loss that gathers from all ranks must gather from groups (docs/decisions.md)"
+        "same data (GroupSampler or shard; under the launcher DistributedSampler or shard of "
+        "tf.data), random state (seed_group, no seed by rank), thread count and library versions; "
+        "a loss that gathers from all ranks must gather from groups (docs/decisions.md)"
     )
