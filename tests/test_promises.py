@@ -1,4 +1,4 @@
-"""docs/promises.md names tests that exist, on the ranks that it says."""
+"""docs/promises.md and docs/scripts.md name tests that exist, the first on the ranks it says."""
 
 import ast
 import re
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "promises.md").read_text()
+SCRIPTS = (ROOT / "docs" / "scripts.md").read_text()
 
 
 class Promise(NamedTuple):
@@ -40,6 +41,14 @@ def test_every_named_test_exists():
     named = {name for promise in promises() for name in (promise.test, promise.counter_test)}
     assert {name for name in named if not exists(name)} == set()
     assert len(promises()) > 35
+
+
+def test_every_shape_of_a_script_names_a_test_that_exists():
+    rows = [line for line in SCRIPTS.splitlines() if line.startswith("| ")]
+    rows = [row.strip("| ").split(" | ") for row in rows if not row.startswith("| shape")]
+    assert {row[-1] for row in rows if not exists(row[-1])} == set()
+    assert len(rows) > 50
+    assert all(len(row) == 3 for row in rows)
 
 
 def test_the_check_can_fail():

@@ -7,6 +7,8 @@ import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras as hvdk
 from tests.distributed.names import missing_names
 
+pytestmark = pytest.mark.ranks(4)
+
 
 @pytest.mark.parametrize("framework", ["tensorflow", "keras"])
 def test_nothing_of_horovod_is_missing(framework):

@@ -9,6 +9,8 @@ import horovod_detox.tensorflow as hvd
 from horovod_detox.exchange.step import NoMajority
 from tests.distributed.tensorflow.training import BATCH, batches, loss_function, model
 
+pytestmark = pytest.mark.ranks(4)
+
 LOST = (1, 2)
 
 

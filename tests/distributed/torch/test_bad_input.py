@@ -12,6 +12,8 @@ from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
 from tests.distributed.torch.training import everywhere, loss_of, model, train
 
+pytestmark = pytest.mark.ranks(4)
+
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1)

@@ -124,6 +124,7 @@ def test_a_loss_scaler_sees_the_update(start, settings):
     assert len(set(everywhere(str(scales)))) == 1
 
 
+@pytest.mark.ranks(4)
 @pytest.mark.parametrize("settings", WAYS[:2])
 @pytest.mark.parametrize("faulty", ["leaves out", "takes all"])
 def test_several_backward_passes_with_collectives_in_between(start, settings, faulty):

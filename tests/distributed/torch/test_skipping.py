@@ -7,6 +7,8 @@ import horovod_detox.torch as hvd
 from horovod_detox.exchange.step import NoMajority
 from tests.distributed.torch.training import digest, everywhere, loss_of, model
 
+pytestmark = pytest.mark.ranks(4)
+
 
 def state_of(optimizer):
     """Return the optimizer's state as something to compare."""
