@@ -40,6 +40,7 @@ def main(path):
             os.environ.pop("HOROVOD_DETOX_ATTACK", None)
             os.environ.update(asked.variables)
             job.protected = False
+            forget()
             unseed()
             module = run(asked)
             assert job.protected
@@ -54,6 +55,13 @@ def main(path):
             }
     if os.environ["HOROVOD_RANK"] == "0":
         path.with_suffix(".results").write_text(json.dumps(results))
+
+
+def forget():
+    """Begin the next script without a session, as a new process does."""
+    for framework in ("torch", "tensorflow"):
+        if module := sys.modules.get(f"horovod_detox.{framework}.context"):
+            module.context.forget()
 
 
 def unseed():
