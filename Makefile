@@ -131,6 +131,7 @@ soak: $(installed)
 	$(one_process) --numprocesses=2 tests/test_trajectory.py
 	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py \
 	    tests/distributed/torch/test_thread.py
+	$(call job,6) --timeout=7200 tests/distributed/tensorflow/test_endurance.py
 
 mutants: $(installed)
 	$(venv)/bin/python tools/mutants.py $(MUTANTS)
