@@ -16,6 +16,7 @@ import torch
 
 import horovod_detox.torch as hvd
 from horovod_detox import Detox, attacks
+from horovod_detox.torch.context import context
 from tests.distributed.torch.training import digest, everywhere, train
 
 GROUP_SIZES = {"spread": 3, "packed": 2}
@@ -62,6 +63,7 @@ def trained(placement: str, behaviour: str) -> dict[str, Any]:
 def start(placement: str) -> None:
     """Begin a new session."""
     size = GROUP_SIZES[placement]
+    context.forget()
     hvd.init(detox=Detox(group_size=size, placement=placement, one_round_bytes=0, timeout=60.0))
 
 
