@@ -30,6 +30,7 @@ def train(args: argparse.Namespace) -> Run:
             group_size=args.group_size, inner=args.inner, outer=args.outer, buckets=args.buckets
         )
     )
+    hvd.reset_fault_report()  # with --compare there was a training before
     attack = job.attack_of(args)
     model: Any = network()
     hvd.seed_group(args.seed, model)  # the same dropout and order in the ranks of a group

@@ -42,6 +42,7 @@ def train(args: argparse.Namespace) -> Run:
             group_size=args.group_size, inner=args.inner, outer=args.outer, buckets=args.buckets
         )
     )
+    hvd.reset_fault_report()  # with --compare there was a training before
     tf.config.experimental.enable_op_determinism()  # honest ranks must agree in every bit
     train_set, test_set = load(args.dataset, args.data)
     name = args.model or ("cnn" if args.dataset == "fashion_mnist" else "resnet18")

@@ -31,6 +31,7 @@ def train(args: argparse.Namespace) -> Run:
             group_size=args.group_size, inner=args.inner, outer=args.outer, buckets=args.buckets
         )
     )
+    hvd.reset_fault_report()  # with --compare there was a training before
     attack = job.attack_of(args)
 
     # The ranks of a group work on the same batches; for plain Horovod, each on its own.

@@ -47,6 +47,7 @@ def train(args: argparse.Namespace) -> Run:
             group_size=args.group_size, inner=args.inner, outer=args.outer, buckets=args.buckets
         )
     )
+    hvd.reset_fault_report()  # with --compare there was a training before
     device = torch.device("cuda", hvd.local_rank()) if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = True  # honest ranks of a group must agree in every bit
     train_set, test_set = datasets(args)

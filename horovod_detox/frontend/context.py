@@ -245,6 +245,18 @@ class Context:
         ledger = self.session().ledger(ranks)
         return ledger.report() if ledger else FaultReport()
 
+    def reset_fault_report(self, process_set: Any = None) -> None:
+        """Begin the account of faults anew, as between two trainings of one process.
+
+        All ranks of the set call this between the same steps.
+
+        Args:
+            process_set: None: all ranks.
+        """
+        ledger = self.session().ledger((process_set or self._hvd.global_process_set).ranks)
+        if ledger:
+            ledger.begin_anew()
+
     def on_fault(self, callback: Callable[[Event], None]) -> None:
         """Call `callback(event)` on this rank for every fault among all ranks from now on."""
         ledger = self.session().ledger()

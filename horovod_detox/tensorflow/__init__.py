@@ -29,6 +29,7 @@ group_rank = _context.group_rank
 group_size = _context.group_size
 num_groups = _context.num_groups
 fault_report = _context.fault_report
+reset_fault_report = _context.reset_fault_report
 on_fault = _context.on_fault
 agree = _context.agree
 __getattr__ = _fall_through(__name__)

@@ -236,6 +236,7 @@ class Ledger:
         self._members = [self._named(members) for members in groups.members]
         self._steps = self._skipped = 0
         self._tallies: list[Tally] = []
+        self._former = 0  # so many optimizers were there when the account began anew
         self._faults: dict[str, dict[int, _Fault]] = {kind: {} for kind in KINDS}
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._untold: list[Event] = []
@@ -244,6 +245,15 @@ class Ledger:
     def subscribe(self, callback: Callable[[Event], None]) -> None:
         """Call `callback(event)` for every event from now on; its errors are logged."""
         self._callbacks.append(callback)
+
+    def begin_anew(self) -> None:
+        """Forget what was found so far, and the optimizers that did it until they go on."""
+        self._steps = self._skipped = 0
+        self._faults = {kind: {} for kind in KINDS}
+        self._events.clear()
+        for tally in self._tallies:
+            tally.begin_anew()
+        self._former = len(self._tallies)
 
     def account_for(self, tally: Tally) -> None:
         """Have the reports tell what an optimizer has done and will do."""
@@ -314,7 +324,11 @@ class Ledger:
             },
             events=tuple(self._events),
             hosts=dict(self._hosts),
-            optimizers=tuple(tally.work() for tally in self._tallies),
+            optimizers=tuple(
+                work
+                for i, work in enumerate(tally.work() for tally in self._tallies)
+                if work.exchanges or i >= self._former
+            ),
         )
 
     def _named(self, ranks: Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """How often optimizers exchanged gradients, and how often they stepped."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,19 @@ class Tally:
     exchanges: int = 0
     steps: int | None = 0
     count_steps: Callable[[], int] | None = None
+    _before: Work = field(default=Work(""), compare=False)
 
     def work(self) -> Work:
-        """Return what it has done so far."""
+        """Return what it has done so far, or since `begin_anew`."""
+        all_of_it, before = self._all(), self._before
+        steps = None if all_of_it.steps is None else all_of_it.steps - (before.steps or 0)
+        return Work(self.name, all_of_it.exchanges - before.exchanges, steps)
+
+    def begin_anew(self) -> None:
+        """Count from here on."""
+        self._before = self._all()
+
+    def _all(self) -> Work:
         steps = self.count_steps() if self.count_steps else self.steps
         return Work(self.name, self.exchanges, steps)
 

@@ -7,6 +7,7 @@ from horovod_detox.vote import ledger as ledger_module
 from horovod_detox.vote.groups import form_groups
 from horovod_detox.vote.ledger import Event, FaultReport, Ledger
 from horovod_detox.vote.majority import Verdict, Vote
+from horovod_detox.vote.work import Tally
 
 GROUPS = form_groups(6, 3)  # (0, 2, 4) and (1, 3, 5)
 FINE = Vote(winners=(0,))
@@ -185,3 +186,23 @@ def test_on_one_host_its_name_is_left_out():
 
 def test_a_report_without_hosts_has_none_at_fault():
     assert FaultReport(steps=1, dissents={4: 1}).hosts_at_fault == {}
+
+
+def test_an_account_that_begins_anew_tells_what_comes_after():
+    ledger, first, second = Ledger(GROUPS), Tally("SGD"), Tally("Adam")
+    ledger.account_for(first)
+    ledger.account_for(second)
+    for tally in (first, second):
+        tally.exchanges, tally.steps = 3, 2
+    ledger.record(0, Verdict((FINE, Vote((1,), dissenters=(3,)))))
+    before = "SGD: 2 steps in 3 exchanges; Adam: 2 steps in 3 exchanges"
+    assert str(ledger.report()).endswith(before)
+        "SGD: 2 steps in 3 exchanges; Adam: 2 steps in 3 exchanges"
+    )
+    ledger.begin_anew()
+    assert ledger.report() == FaultReport()
+    first.exchanges, first.steps = 5, 4
+    ledger.record(1, Verdict((FINE, FINE)))
+    assert str(ledger.report()) == "no fault in any of 1 steps; SGD: 2 steps in 2 exchanges"
+    ledger.account_for(Tally("RMSprop"))
+    assert str(ledger.report()).endswith("RMSprop: 0 steps in 0 exchanges")

@@ -16,6 +16,7 @@ from horovod_detox.tensorflow import init as init
 from horovod_detox.tensorflow import num_groups as num_groups
 from horovod_detox.tensorflow import on_fault as on_fault
 from horovod_detox.tensorflow import preflight as preflight
+from horovod_detox.tensorflow import reset_fault_report as reset_fault_report
 from horovod_detox.tensorflow import seed_group as seed_group
 from horovod_detox.tensorflow import shard as shard
 from horovod_detox.tensorflow import shutdown as shutdown
