@@ -197,8 +197,6 @@ def test_an_account_that_begins_anew_tells_what_comes_after():
     ledger.record(0, Verdict((FINE, Vote((1,), dissenters=(3,)))))
     before = "SGD: 2 steps in 3 exchanges; Adam: 2 steps in 3 exchanges"
     assert str(ledger.report()).endswith(before)
-        "SGD: 2 steps in 3 exchanges; Adam: 2 steps in 3 exchanges"
-    )
     ledger.begin_anew()
     assert ledger.report() == FaultReport()
     first.exchanges, first.steps = 5, 4
