@@ -78,6 +78,11 @@ def busy_count(x):
     return count(x).map(double, num_parallel_calls=2)
 
 
+def mixed_count(x):
+    """Draws, and works in parallel, but not at once."""
+    return count(x).map(uniform).map(double, num_parallel_calls=2)
+
+
 def hasty(dataset):
     options = tf.data.Options()
     options.deterministic = False
@@ -137,6 +142,8 @@ def test_other_orders_and_places(make, told):
         lambda: NUMBERS.map(stateless, **PARALLEL),
         lambda: NUMBERS.map(scaled, **PARALLEL),
         lambda: NUMBERS.interleave(count, **PARALLEL),
+        lambda: NUMBERS.interleave(random_count),
+        lambda: NUMBERS.flat_map(mixed_count),
         lambda: NUMBERS.interleave(busy_count),
         lambda: hasty(NUMBERS).map(double, deterministic=True, **PARALLEL),
         lambda: NUMBERS.shuffle(8).batch(2, **PARALLEL).prefetch(tf.data.AUTOTUNE),

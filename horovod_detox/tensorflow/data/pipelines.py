@@ -3,7 +3,7 @@
 import pickle
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -137,26 +137,32 @@ def _draws(operation: str) -> bool:
 
 
 def _nodes(graph: Any) -> list[Any]:
-    """Return all nodes of a graph and of the functions in it."""
-    return [
-        *graph.node,
-        *(node for function in graph.library.function for node in function.node_def),
-    ]
+    """Return the nodes of a graph and of the functions that they call.
+
+    A graph may hold other functions, too.
+    """
+    return [*graph.node, *_called(graph, *_names(graph.node))]
 
 
-def _called(graph: Any, name: str) -> list[Any]:
-    """Return the nodes of a function of a graph, and of those that it calls."""
+def _called(graph: Any, *names: str) -> list[Any]:
+    """Return the nodes of functions of a graph, and of those that they call."""
     functions = {function.signature.name: function.node_def for function in graph.library.function}
-    found, to_do, seen = [], [name], set()
+    found, to_do, seen = [], [*names], set()
     while to_do:
         if (function := to_do.pop()) in seen or function not in functions:
             continue
         seen.add(function)
-        for node in functions[function]:
-            found.append(node)
-            for attribute in node.attr.values():
-                to_do += [each.name for each in (attribute.func, *attribute.list.func) if each.name]
+        found += functions[function]
+        to_do += _names(functions[function])
     return found
+
+
+def _names(nodes: Iterable[Any]) -> Iterator[str]:
+    """Yield the names of all that nodes may call."""
+    for node in nodes:
+        yield node.op
+        for attribute in node.attr.values():
+            yield from (each.name for each in (attribute.func, *attribute.list.func) if each.name)
 
 
 def _of_workers(dataset: Any) -> Iterator[str]:
