@@ -33,7 +33,8 @@ class Detox:
             left are too few; then the job ends. 0: it ends at the first.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
-        timeout: seconds to wait for the other ranks in one exchange.
+        timeout: seconds to wait for a rank that stands still, in an exchange or in any collective
+            of Horovod; for one that is at work, three times as long.
         preflight: whether the first exchange of an optimizer also compares what may change bits
             between ranks: a job whose honest ranks would be accused is refused, and a faulty rank
             is told from it.
@@ -69,7 +70,7 @@ class Detox:
     num_byzantine: int | None = None
     max_skipped_steps: int = 10
     placement: str = "spread"
-    timeout: float = 1800.0
+    timeout: float = 600.0
     preflight: bool = True
     momentum: float = 0.0
     tolerance: float = 0.0

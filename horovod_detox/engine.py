@@ -18,6 +18,7 @@ from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.cut import Part, cut
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.exchange.step import NoMajority, Outcome, Step
+from horovod_detox.exchange.waits import waits
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
 from horovod_detox.vote.fingerprint import Fingerprints
@@ -31,12 +32,14 @@ class Presence:
     """Whether all ranks of a job take part, and want to, as far as this rank knows.
 
     Attributes:
+        check: raises where the job is not what it was when it began.
         some_have_joined: until all have, see `joined.py`.
         wants_to_stop: whether this rank wants to end the training.
         stopping: the ranks that were heard to want it in an exchange.
         reached: the steps of engines, by name, that others went on to while this rank was away.
     """
 
+    check: Callable[[], object] = lambda: None
     some_have_joined: bool = False
     wants_to_stop: bool = False
     stopping: set[int] = field(default_factory=set)
@@ -78,6 +81,7 @@ class Engine:
     Attributes:
         history: what it carries from exchange to exchange.
         has_begun: whether there was an exchange.
+        ranks: who takes part, as the job counts them; empty: all.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Engine:
         self.tally = tally or Tally()
         self._weights_digest = weights
         self.has_begun = False
+        self.ranks: tuple[int, ...] = ()
         self._layout: Layout
         self._steps_told = 0
 
@@ -191,6 +196,7 @@ class Engine:
         self, copy: Copy, layout: Layout, update: Words, is_complete: bool = True
     ) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
+        self.presence.check()
         reached = self.presence.reached
         if reached and not self.has_begun:
             self.rejoin(reached.get(str(self.name), 0))
@@ -225,6 +231,17 @@ class Engine:
         )
 
     def _finish(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
+        """Return the outcome, and take it down, while the others wait for this rank."""
+        with waits.waiting(self._what(), self.ranks, once=True):
+            outcome = self._conclude(step, finish)
+        waits.pace.note()
+        return outcome
+
+    def _what(self) -> str:
+        """Return what all ranks wait in during an exchange; behind # is what need not be told."""
+        return f"the exchange of step {self.step}#{self.name}"
+
+    def _conclude(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
         """Return the outcome, and take it down; a first one is checked, or explained, before."""
         layout, first = self._layout, self._first_step
         try:
@@ -275,7 +292,7 @@ class Engine:
         exchange = partial(ALL_EXCHANGES[name].exchange, step)
         if len(parts := self.parts(self._layout)) > 1:
             exchange = partial(Sharded(step, parts).finish, lambda: None)
-        with suppress(RanksJoined):
+        with suppress(RanksJoined), waits.waiting(self._what(), self.ranks, once=True):
             self._together(step, exchange)
 
     def rejoin(self, step: int) -> None:

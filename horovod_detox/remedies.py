@@ -3,6 +3,9 @@
 BAD_INPUT = 2
 """The exit code of whoever is given what it cannot work with."""
 
+TRY_AGAIN = 75
+"""The exit code of a rank that ends because another is missing, as EX_TEMPFAIL of sysexits.h."""
+
 REMEDIES = {
     "sklearn": "pip install scikit-learn",
     "torch": "pip install torch",

@@ -11,11 +11,11 @@ import numpy as np
 from horovod_detox.arrays.namespaces import Words, namespace
 from horovod_detox.exchange.collectives import (
     Collectives,
-    ExchangeTimeout,
     Handle,
     Message,
     RanksJoined,
 )
+from horovod_detox.exchange.waits import ExchangeTimeout
 
 T = TypeVar("T")
 

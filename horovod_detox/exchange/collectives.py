@@ -1,16 +1,11 @@
 """The communication seam: what every exchange needs of the ranks, and no more."""
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from horovod_detox.arrays.namespaces import Words, aligned_empty
-
-process_ends = threading.Event()
-"""Set when this process comes to its end: nobody waits for other ranks any more."""
-
 
 NOTHING = np.empty(0, np.int64)
 """No facts."""
@@ -86,29 +81,6 @@ class Collectives(Protocol):
 
 class RanksJoined(RuntimeError):
     """Some ranks have joined: until all have, nothing but sums is possible, see `joined.py`."""
-
-    @classmethod
-    def instead_of(cls, error: Exception) -> Exception:
-        """Return what Horovod's error means, if it is that; else the error itself."""
-        return cls(str(error)) if "not supported with Join" in str(error) else error
-
-
-class ExchangeTimeout(RuntimeError):
-    """A collective was not completed in time: some rank did not take part."""
-
-    @classmethod
-    def after(cls, timeout: float, rank: int, name: str) -> "ExchangeTimeout":
-        """Say who waited, for how long and in which collective."""
-        return cls(
-            f"rank {rank} waited {timeout:g} s for the other ranks in {name!r}: some rank did not "
-            "take part (it is stopped, far behind, or took another path through the script); see "
-            "Detox(timeout=)"
-        )
-
-    @classmethod
-    def at_the_end(cls, rank: int, name: str) -> "ExchangeTimeout":
-        """Say who waited, and in which collective, when its process came to its end."""
-        return cls(f"rank {rank} ends while it waits for the other ranks in {name!r}")
 
 
 def join(

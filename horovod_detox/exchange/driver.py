@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from horovod_detox.exchange.collectives import process_ends
+from horovod_detox.exchange.waits import waits
 
 POLL_SECONDS = 0.002
 """So often it is looked whether other ranks have sent something."""
@@ -61,7 +61,7 @@ class Driver:
 
         A daemon would be stopped there, which compiled code does not survive.
         """
-        process_ends.set()
+        waits.end_with_the_process()
         self._tasks.put(None)
         if self._thread is not None:
             self._thread.join()

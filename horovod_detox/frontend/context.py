@@ -22,10 +22,12 @@ from horovod_detox.exchange.sharing import share
 from horovod_detox.frontend.engines import Engines, Name
 from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
+from horovod_detox.frontend.watching import watching
 from horovod_detox.vote.agreement import RULES, NoAgreement, agreed, votes_of
 from horovod_detox.vote.groups import group_seeds
 from horovod_detox.vote.ledger import Event, FaultReport
 from horovod_detox.vote.work import Tally
+from horovod_detox.watch.judge import PATIENCE
 
 SETUP_TIMEOUT = 300.0
 _NONE = object()
@@ -61,7 +63,7 @@ class Context:
         self._session: Session | None = None
         self._numbers: defaultdict[int, Iterator[int]] = defaultdict(count)  # of each process set
         self._live: WeakSet[Engine] = WeakSet()  # of all ranks
-        self._presence = Presence()
+        self._presence = Presence(lambda: self.session())
 
     def init(self, *args: Any, detox: Detox | None = None, **kwargs: Any) -> None:
         """Initialise Horovod and agree on the settings with all ranks.
@@ -75,7 +77,10 @@ class Context:
         Raises:
             ValueError: on every rank, when some rank's settings are wrong or differ from another's.
         """
-        self._hvd.init(*args, **kwargs)
+        if not self._hvd.is_initialized():
+            watching.end()
+        with watching.connecting():
+            self._hvd.init(*args, **kwargs)
         if self._is_initialised(detox):
             return
         if self._session is not None and self._hvd.rank() == 0:
@@ -88,17 +93,24 @@ class Context:
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
         self._session = agree(collectives, detox)
         if collectives.size > 1:
+            watching.begin(collectives, self._session.hosts, self._session.config.timeout)
             prepare_kernels(collectives, is_first_of_host=self._hvd.local_rank() == 0)
 
     def shutdown(self) -> None:
         """Shut Horovod down and forget the session."""
+        watching.end()
         self._hvd.shutdown()
         self._numbers.clear()
         self.forget()
 
+    def add_process_set(self, process_set: Any) -> Any:
+        """Add a process set, as Horovod does."""
+        with watching.connecting():
+            return self._hvd.add_process_set(process_set)
+
     def forget(self) -> None:
         """Forget the session."""
-        self._session, self._presence = None, Presence()
+        self._session, self._presence = None, Presence(lambda: self.session())
         self._live.clear()
 
     def _is_initialised(self, detox: Detox | None) -> bool:
@@ -148,7 +160,7 @@ class Context:
             return None
 
         def collectives(name: Name) -> Collectives:
-            return self.make_collectives(name, session.config.timeout, process_set)
+            return self.collectives(name, process_set)
 
         def first_step() -> FirstStep | None:
             if not session.config.preflight or session.config.tolerance:  # bits then do not count
@@ -161,6 +173,8 @@ class Context:
             if process_set.process_set_id == 0:
                 self._live.add(engine)
                 engine.presence = self._presence
+            else:
+                engine.ranks = tuple(process_set.ranks)
 
         ledger = session.ledger(process_set.ranks)
         return Engines(
@@ -210,10 +224,17 @@ class Context:
             self._presence.reached = rejoin(self.collectives("detox.join"), plan.groups, engines)
         return last
 
-    def collectives(self, scope: str) -> Collectives:
-        """Return the collectives of all ranks, under names that begin with `scope`."""
-        timeout = self.session().config.timeout
-        return self.make_collectives(scope, timeout, self._hvd.global_process_set)
+    def collectives(self, scope: Any, process_set: Any = None) -> Collectives:
+        """Return the collectives of some ranks, by default of all.
+
+        Their waits are ended by those who watch the job; their own limit is for when nobody does.
+
+        Args:
+            scope: how their names begin, a text or a `Name`.
+            process_set: the ranks.
+        """
+        timeout = PATIENCE * self.session().config.timeout
+        return self.make_collectives(scope, timeout, process_set or self._hvd.global_process_set)
 
     def group(self) -> int:
         """Return the index of this rank's group."""
@@ -293,8 +314,7 @@ class Context:
         plan = session.plan(process_set.ranks)
         if plan is None:
             return value
-        timeout = session.config.timeout
-        collectives = self.make_collectives("detox.agree", timeout, process_set)
+        collectives = self.collectives("detox.agree", process_set)
         value = value.item() if hasattr(value, "item") else value
         votes, others = votes_of(share(collectives, "value", value), plan.groups)
         names = [process_set.ranks[rank] for rank in others]

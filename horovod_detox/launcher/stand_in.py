@@ -5,6 +5,7 @@ from typing import Any
 from horovod_detox.config import Plan
 from horovod_detox.frontend.context import Context
 from horovod_detox.frontend.session import Session
+from horovod_detox.frontend.watching import watching
 from horovod_detox.launcher.random_states import NUMPY, PYTHON, RandomState, align
 from horovod_detox.launcher.speech import refuse, say
 
@@ -78,7 +79,8 @@ class Frontend:
 
     def init(self, *args: Any, **kwargs: Any) -> None:
         """Initialise Horovod as the script says, and then DETOX as the command line says."""
-        self._hvd.init(*args, **kwargs)
+        with watching.connecting():
+            self._hvd.init(*args, **kwargs)
         try:
             self._context.init()
             self.script.session = session = self._context.session()
@@ -99,8 +101,7 @@ class Frontend:
             self._align(process_set, plan)
 
     def _align(self, process_set: Any, plan: Plan, seed: int | None = None) -> None:
-        timeout = plan.config.timeout
-        collectives = self._context.make_collectives("detox.random", timeout, process_set)
+        collectives = self._context.collectives("detox.random", process_set)
         names = align((PYTHON, NUMPY, self._state), collectives, plan.groups, seed)
         if names and seed is not None:
             text = f"seeded alike inside each group, by {seed} (--group-seed)"

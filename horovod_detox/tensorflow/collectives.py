@@ -1,6 +1,7 @@
 """The collectives of horovod.tensorflow behind the seam."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -11,13 +12,12 @@ import tensorflow as tf
 from horovod.common.exceptions import HorovodInternalError
 
 from horovod_detox.arrays.namespaces import aligned_empty
-from horovod_detox.exchange.collectives import (
-    ExchangeTimeout,
-    Handle,
-    RanksJoined,
-    join,
-    split,
-)
+from horovod_detox.exchange.collectives import Handle, join, split
+from horovod_detox.exchange.waits import waits
+from horovod_detox.frontend.lost import ExchangeTimeout, check_waits, explained_in_exchange
+
+PAUSE = 0.2
+"""Seconds after which it is looked whether a wait has ended otherwise."""
 
 
 class HorovodCollectives:
@@ -31,6 +31,7 @@ class HorovodCollectives:
     def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
         self.rank = process_set.rank()
         self.size = process_set.size()
+        self.ranks = tuple(process_set.ranks) if process_set.process_set_id else ()
         self.timeout = timeout
         self._scope = scope
         self._process_set = process_set
@@ -84,15 +85,7 @@ class HorovodCollectives:
         handles, self._pending = self._pending, []
         run = _graph().callable([handle.operation for handle in handles])
         feeds = [feed for handle in handles for feed in handle.feeds]
-        results = in_time(lambda: run(*feeds), self.timeout)
-        if results is None:
-            raise ExchangeTimeout.after(self.timeout, self.rank, handles[0].name)
-        if isinstance(results, tf.errors.OpError):
-            # After a page on where the node was made comes what happened.
-            error = HorovodInternalError(results.message.split("\nNode: ")[-1])
-            raise RanksJoined.instead_of(error)
-        if isinstance(results, BaseException):
-            raise results
+        results = in_time(lambda: run(*feeds), handles[0].name, self)
         for handle, result in zip(handles, results, strict=True):
             handle.complete(result)
 
@@ -209,10 +202,15 @@ class _Graph:
 _graph = cache(_Graph)
 
 
-def in_time(work: Callable[[], Any], seconds: float) -> Any:
-    """Return the result of `work()` or its exception; None when it takes longer.
+def in_time(work: Callable[[], Any], name: str, collectives: Any) -> Any:
+    """Return the result of what some ranks do together, or raise when it is not over in time.
 
     Horovod itself waits for ever for a rank that does not take part.
+
+    Args:
+        work: does it, in another thread.
+        name: tells what it is.
+        collectives: of the ranks.
     """
     results = []
 
@@ -223,6 +221,19 @@ def in_time(work: Callable[[], Any], seconds: float) -> Any:
             results.append(error)
 
     thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return results[0] if results else None
+    deadline = time.monotonic() + collectives.timeout
+    with waits.waiting(name, collectives.ranks):
+        thread.start()
+        while not results and time.monotonic() < deadline:
+            thread.join(PAUSE)
+            check_waits()
+        if not results:
+            raise ExchangeTimeout.after(collectives.timeout, collectives.rank, name)
+        if isinstance(results[0], tf.errors.OpError):
+            # After a page on where the node was made comes what happened.
+            raise explained_in_exchange(
+                HorovodInternalError(results[0].message.split("\nNode: ")[-1])
+            )
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]

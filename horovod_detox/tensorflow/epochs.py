@@ -9,8 +9,9 @@ from typing import Any
 import keras
 
 from horovod_detox.engine import Presence
-from horovod_detox.exchange.collectives import Collectives, ExchangeTimeout
+from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
+from horovod_detox.exchange.waits import ExchangeTimeout
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.metrics import averages, numbers
 from horovod_detox.vote.groups import Groups
@@ -45,8 +46,7 @@ class Team:
 
     @cached_property
     def _collectives(self) -> Collectives:
-        timeout = context.session().config.timeout
-        return context.make_collectives(self.name, timeout, self.process_set)
+        return context.collectives(self.name, self.process_set)
 
     def share(self, name: str, value: Any) -> list[Any]:
         """Gather a JSON value from every rank."""
@@ -57,10 +57,12 @@ class Team:
         try:
             return self.share(name, value)
         except ExchangeTimeout as error:
-            raise ExchangeTimeout(
-                f"{error}. This rank is at the end of an epoch: have all ranks as many batches in "
-                "it? Deal the data evenly, or give fit the same steps_per_epoch everywhere"
-            ) from None
+            more = (
+                "This rank is at the end of an epoch: have all ranks as many batches in it? Deal "
+                "the data evenly, or give fit the same steps_per_epoch everywhere"
+            )
+            error.args = (f"{error}. {more}",)
+            raise
 
     def names(self, ranks: Iterable[int]) -> list[int]:
         """Return what some ranks of the set are called in the job."""

@@ -66,7 +66,7 @@ def _leave_the_word_to_rank_0(failure: Exception) -> None:
     Ranks raise alike, and a job of 100 would say all 100 times. By then its launcher has ended this
     process, if rank 0 has spoken.
     """
-    if process.rank() == 0:
+    if process.rank() == 0 or getattr(failure, "is_explained", False):
         return
     write = getattr(sys.excepthook, "writes_by", sys.excepthook)
 

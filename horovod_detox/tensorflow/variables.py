@@ -7,7 +7,6 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
-from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.sharing import share
 from horovod_detox.packing.layout import difference
@@ -47,8 +46,7 @@ def broadcast_variables(
     natives = [native(variable) for variable in variables]
     if not tf.executing_eagerly():
         return hvd.broadcast_variables(natives, root_rank, process_set, inplace)
-    timeout = context.session().config.timeout
-    collectives = context.make_collectives(SCOPE, timeout, process_set)
+    collectives = context.collectives(SCOPE, process_set)
     lists = share(collectives, WHAT, [_described(variable) for variable in natives])
     if differ := difference(lists):
         raise RanksDisagree(f"the variables to broadcast differ between ranks: {differ}")
@@ -60,11 +58,7 @@ def broadcast_variables(
             received = hvd.broadcast(variable, root_rank, name=name, process_set=process_set)
             variable.assign(received)
 
-    result = in_time(lambda: assign() or True, timeout)
-    if result is None:
-        raise ExchangeTimeout.after(timeout, collectives.rank, WHAT)
-    if isinstance(result, BaseException):
-        raise result
+    in_time(assign, WHAT, collectives)
 
 
 def _described(variable: tf.Variable) -> list[Any]:

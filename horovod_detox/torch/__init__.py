@@ -25,6 +25,7 @@ num_groups = _context.num_groups
 fault_report = _context.fault_report
 reset_fault_report = _context.reset_fault_report
 on_fault = _context.on_fault
+add_process_set = _context.add_process_set
 agree = _after_exchanges(_context.agree)
 globals().update(_meeting(globals()))
 __getattr__ = _fall_through(__name__)

@@ -9,15 +9,9 @@ import numpy as np
 import torch
 from horovod.common.exceptions import HorovodInternalError
 
-from horovod_detox.exchange.collectives import (
-    ExchangeTimeout,
-    Handle,
-    Message,
-    RanksJoined,
-    join,
-    process_ends,
-    split,
-)
+from horovod_detox.exchange.collectives import Handle, Message, join, split
+from horovod_detox.exchange.waits import waits
+from horovod_detox.frontend.lost import ExchangeTimeout, check_waits, explained_in_exchange
 
 POLL_SECONDS = 0.001
 
@@ -31,6 +25,7 @@ class HorovodCollectives:
     def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
         self.rank = process_set.rank()
         self.size = process_set.size()
+        self.ranks = tuple(process_set.ranks) if process_set.process_set_id else ()
         self._scope = scope
         self.timeout = timeout
         self._process_set = process_set
@@ -133,17 +128,23 @@ class _HorovodHandle:
         return hvd.poll(self._handle)
 
     def wait(self) -> Any:
+        with waits.waiting(self._name, self._collectives.ranks):
+            self._wait_until_done()
+            try:
+                return self._finish(hvd.synchronize(self._handle))
+            except HorovodInternalError as error:
+                raise explained_in_exchange(error) from error
+
+    def _wait_until_done(self) -> None:
         timeout = self._collectives.timeout
         deadline = time.monotonic() + timeout
         while not self.is_done():
+            check_waits()
             if time.monotonic() > deadline:
                 raise ExchangeTimeout.after(timeout, self._collectives.rank, self._name)
-            if process_ends.wait(POLL_SECONDS):
+            waits.pause(POLL_SECONDS)
+            if waits.process_ends:
                 raise ExchangeTimeout.at_the_end(self._collectives.rank, self._name)
-        try:
-            return self._finish(hvd.synchronize(self._handle))
-        except HorovodInternalError as error:
-            raise RanksJoined.instead_of(error) from error
 
 
 class _Parallel:

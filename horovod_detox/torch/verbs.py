@@ -11,9 +11,8 @@ from typing import Any
 
 import horovod.torch as hvd
 
+from horovod_detox.frontend.verbs import call_watched, is_collective
 from horovod_detox.torch import passes
-
-KINDS = ("allreduce", "allgather", "broadcast", "alltoall", "reducescatter", "barrier", "join")
 
 
 def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,9 +20,7 @@ def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: after_exchanges(function)
         for name, function in namespace.items()
-        if inspect.isfunction(function)
-        and not name.startswith("_")
-        and any(kind in name for kind in KINDS)
+        if inspect.isfunction(function) and is_collective(name)
     }
 
 
@@ -34,10 +31,10 @@ def after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def collective(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        process_set = given.get("process_set") or hvd.global_process_set
         if passes.any_postponed():
-            given = signature.bind(*args, **kwargs).arguments
-            process_set = given.get("process_set") or hvd.global_process_set
             passes.meet(process_set.ranks or ())
-        return function(*args, **kwargs)
+        return call_watched(function, args, kwargs, process_set, given.get("name"))
 
     return collective

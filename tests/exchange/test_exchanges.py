@@ -15,10 +15,10 @@ from horovod_detox.aggregators import AGGREGATORS, Aggregator, CenteredClipping,
 from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.cluster import InProcessCluster
-from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.reference import aggregate_copies
 from horovod_detox.exchange.step import NoMajority
+from horovod_detox.exchange.waits import ExchangeTimeout
 from horovod_detox.vote.groups import PLACEMENTS, most_witnesses
 from tests.cluster import Tampering, exchange_all, failing_everywhere, layout_of
 

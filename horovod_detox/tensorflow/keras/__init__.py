@@ -26,6 +26,8 @@ from horovod_detox.tensorflow.keras.optimizer import (
     PartialDistributedOptimizer as PartialDistributedOptimizer,
 )
 from horovod_detox.tensorflow.keras.optimizer import load_model as load_model
+from horovod_detox.tensorflow.verbs import watched as _watched
 
 _require_tensorflow()
+globals().update(_watched(globals()))
 __getattr__ = _fall_through(__name__)

@@ -9,9 +9,9 @@ import tensorflow as tf
 import horovod_detox.tensorflow as hvd
 from horovod_detox import Detox
 from horovod_detox.determinism.first_step import NotDeterministic
-from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
+from horovod_detox.exchange.waits import ExchangeTimeout
 from tests.distributed.tensorflow.training import everywhere, fit, sgd, train
 
 pytestmark = pytest.mark.ranks(4)

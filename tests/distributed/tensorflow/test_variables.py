@@ -7,8 +7,8 @@ import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras as hvdk
-from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.control import RanksDisagree
+from horovod_detox.exchange.waits import ExchangeTimeout
 from tests.distributed.tensorflow.training import BATCH, batches, digest, everywhere, sgd
 
 pytestmark = [

@@ -7,9 +7,9 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import Detox
 from horovod_detox.attacks import Zero
-from horovod_detox.exchange.collectives import ExchangeTimeout
 from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
+from horovod_detox.exchange.waits import ExchangeTimeout
 from tests.distributed.torch.training import everywhere, loss_of, model, train
 
 pytestmark = pytest.mark.ranks(4)

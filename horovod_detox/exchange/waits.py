@@ -1,0 +1,126 @@
+"""What this process waits for, and what ends its waits.
+
+A wait is opened by whoever enters what all ranks have to come to: an exchange, or a collective of
+the script. In it there may be many small ones, on any thread. Who watches the job ends it by name.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from horovod_detox.exchange.pace import Pace
+
+
+class ExchangeTimeout(RuntimeError):
+    """A wait was not over in time: some rank did not take part.
+
+    Attributes:
+        is_explained: whether the text says who is missing; then it says all that there is to say.
+    """
+
+    is_explained = False
+
+    @classmethod
+    def after(cls, timeout: float, rank: int, name: str) -> "ExchangeTimeout":
+        """Say who waited, for how long and in which collective."""
+        return cls(
+            f"rank {rank} waited {timeout:g} s for the other ranks in {name!r}: some rank did not "
+            "take part (it is stopped, far behind, or took another path through the script); see "
+            "Detox(timeout=)"
+        )
+
+    @classmethod
+    def at_the_end(cls, rank: int, name: str) -> "ExchangeTimeout":
+        """Say who waited, and in which collective, when its process came to its end."""
+        return cls(f"rank {rank} ends while it waits for the other ranks in {name!r}")
+
+
+class RankLeft(ExchangeTimeout):
+    """A wait leads nowhere: some rank has left the job."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wait:
+    """A wait for other ranks.
+
+    Attributes:
+        what: is waited in, in words, the same on all ranks that wait for each other there; what is
+            behind a # tells it from others, and is not for people.
+        ranks: who has to come there; empty: all.
+        since: when it began, by the clock of `time.monotonic`.
+    """
+
+    what: str
+    ranks: tuple[int, ...] = ()
+    since: float = field(default_factory=time.monotonic)
+
+
+class Waits:
+    """The open waits of a process; the outermost is what the others see.
+
+    Attributes:
+        pace: of its exchanges.
+        process_ends: whether it has come to its end, and waits for nobody any more.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[Wait] = []
+        self._ended: dict[str, ExchangeTimeout] = {}
+        self._news = threading.Event()
+        self.pace = Pace()
+        self.process_ends = False
+
+    @contextmanager
+    def waiting(self, what: str, ranks: Sequence[int] = (), once: bool = False) -> Iterator[None]:
+        """Wait for other ranks inside of the block.
+
+        Args:
+            what, ranks: as of `Wait`.
+            once: whether there is never another wait of this name: one that was ended without this
+                rank has ended for it, too.
+        """
+        if not once:
+            self._ended.pop(what, None)
+        wait = Wait(what, tuple(ranks))
+        self._open.append(wait)
+        try:
+            yield
+        finally:
+            self._open.remove(wait)
+
+    def outermost(self) -> Wait | None:
+        """Return what this process waits for; None: for nobody."""
+        return next(iter(self._open), None)
+
+    def end(self, what: str, why: ExchangeTimeout) -> None:
+        """End all waits of a name, now or when they are entered."""
+        self._ended.setdefault(what, why)
+        self._news.set()
+
+    def end_with_the_process(self) -> None:
+        """Wait for nobody any more."""
+        self.process_ends = True
+        self._news.set()
+
+    def begin_anew(self) -> None:
+        """Forget which waits have ended, as a new session uses their names again."""
+        self._ended.clear()
+        if not self.process_ends:
+            self._news.clear()
+
+    def ended(self) -> ExchangeTimeout | None:
+        """Return why a wait of this process has ended; None: none has."""
+        found = (self._ended[wait.what] for wait in [*self._open] if wait.what in self._ended)
+        return next(found, None)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, but not on when something has ended."""
+        if not self._news.wait(seconds) or self.process_ends or self.ended():
+            return
+        time.sleep(seconds)
+
+
+waits = Waits()
+"""Those of this process, which is one rank."""

@@ -1,0 +1,168 @@
+"""The way from all ranks to the keepers and back: ZeroMQ, which encrypts and authenticates (CURVE).
+
+Every rank makes a pair of keys, of which the public one goes through Horovod to all others. So a
+keeper knows who speaks from the key, and nobody else is heard. Sockets belong to one thread.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import parse_monitor_message
+
+from horovod_detox.watch.beats import MOST_BYTES
+
+UNTIL_KNOWN = 30.0
+"""Seconds that a rank may take longer than others to hear of all ranks."""
+LINGER = 500
+"""Milliseconds that a process may spend at its end on what it has not sent yet."""
+MOST_PENDING = 100
+LOOPBACK = "127.0.0.1"
+
+log = logging.getLogger("horovod_detox")
+
+
+class Hub:
+    """What a keeper hears the other ranks by.
+
+    Args:
+        address: of this host, to listen on.
+        context: of ZeroMQ.
+
+    Attributes:
+        endpoint: where the others find it.
+        public_key: by which they know that it is this keeper.
+        socket: from which there is something to receive.
+        monitor: from which it is known whose connections have ended.
+        ranks: by public key, who may speak.
+    """
+
+    def __init__(self, address: str, context: zmq.Context) -> None:
+        self.ranks: dict[str, int] = {}
+        self._may_begin = threading.Event()
+        self._guard = ThreadAuthenticator(context)
+        self._guard.start()
+        self._guard.configure_curve_callback("*", self)
+        self.socket = context.socket(zmq.ROUTER)
+        public_key, self.socket.curve_secretkey = zmq.curve_keypair()
+        self.socket.curve_publickey = public_key
+        self.socket.curve_server = True
+        self.socket.maxmsgsize = MOST_BYTES
+        self.socket.linger = LINGER
+        self.socket.ipv6 = ":" in address
+        host = f"[{address}]" if ":" in address else address
+        port = self.socket.bind_to_random_port(f"tcp://{host}")
+        self.endpoint = f"tcp://{host}:{port}"
+        self.public_key = public_key.decode()
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._identities: dict[int, bytes] = {}
+        self._connections: dict[int, int] = {}
+        self._told_of_strangers = False
+
+    def admit(self, keys: Sequence[str]) -> None:
+        """Hear the owners of public keys, which are those of all ranks, and nobody else."""
+        self.ranks = {key: rank for rank, key in enumerate(keys)}
+        self._may_begin.set()
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Return whether the owner of a public key may speak, on the authenticator's thread."""
+        self._may_begin.wait(UNTIL_KNOWN)  # who has met all ranks earlier than this one comes early
+        if key.decode() in self.ranks:
+            return True
+        if not self._told_of_strangers:
+            self._told_of_strangers = True
+            log.warning("somebody who is no rank of this job has tried to speak to its ranks")
+        return False
+
+    def receive(self) -> Iterator[tuple[int, bytes]]:
+        """Yield who has told what."""
+        with suppress(zmq.Again):
+            while True:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                rank = self.ranks[str(frames[-1].get("User-Id"))]
+                self._identities[rank] = frames[0].bytes
+                self._connections[int(frames[-1].get(zmq.SRCFD))] = rank
+                yield rank, frames[-1].bytes
+
+    def ended(self) -> Iterator[int]:
+        """Yield the ranks whose connections have ended."""
+        with suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+                rank = self._connections.pop(int(event["value"]), None)
+                if rank is not None:
+                    yield rank
+
+    def tell(self, message: bytes) -> None:
+        """Send something to all ranks that were ever heard."""
+        for identity in self._identities.values():
+            with suppress(zmq.Again):
+                self.socket.send_multipart([identity, message], zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Hear nobody any more."""
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self.socket.close()
+        self._guard.stop()
+
+
+class Spoke:
+    """What a rank speaks to a keeper by.
+
+    Args:
+        endpoint, public_key: of the keeper's hub.
+        keys: the public and the secret key of this rank.
+        context: of ZeroMQ.
+
+    Attributes:
+        socket: from which there is something to receive.
+    """
+
+    def __init__(
+        self, endpoint: str, public_key: str, keys: tuple[bytes, bytes], context: zmq.Context
+    ) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.curve_serverkey = public_key.encode()
+        self.socket.curve_publickey, self.socket.curve_secretkey = keys
+        self.socket.maxmsgsize = MOST_BYTES
+        self.socket.sndhwm = MOST_PENDING
+        self.socket.linger = LINGER
+        self.socket.reconnect_ivl_max = 5000
+        self.socket.ipv6 = "[" in endpoint
+        self.socket.connect(endpoint)
+
+    def send(self, message: bytes) -> None:
+        """Send something, if there is still room for it."""
+        with suppress(zmq.Again):
+            self.socket.send(message, zmq.NOBLOCK)
+
+    def receive(self) -> Iterator[bytes]:
+        """Yield what the keeper tells."""
+        with suppress(zmq.Again):
+            while True:
+                yield self.socket.recv(zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Speak no more."""
+        self.socket.close()
+
+
+def address(host: str, hosts: Sequence[str]) -> str:
+    """Return the address of this host that the others reach it by: on the way to one of them.
+
+    >>> address("a", ["a", "a"])
+    '127.0.0.1'
+    """
+    others = [other for other in hosts if other != host]
+    if not others:
+        return LOOPBACK
+    for family, *_, destination in socket.getaddrinfo(others[0], 9, type=socket.SOCK_DGRAM):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(destination)  # of datagrams, which sends nothing
+            return probe.getsockname()[0]
+    return socket.gethostbyname(socket.gethostname())

@@ -1,0 +1,304 @@
+"""Who holds up whom, from what the ranks tell of themselves: no clock, no sockets, no threads.
+
+A rank that others wait for, and that waits for nobody, is missing. Whether it stands still decides
+how long it may take: one that is at work, as in an evaluation that only rank 0 makes, gets more.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from horovod_detox.watch.beats import GONE, RUNNING, STOPPED, Beat, Finding, Seen, Waiting
+
+FIRST_WORD = 10.0
+"""Seconds that others wait for a rank, at least, until this is said."""
+STEPS = 5
+"""So many steps they wait, too, until then."""
+GROWTH = 2.0
+"""It is said again when they have waited so many times longer."""
+SILENT = 3.0
+"""Seconds without a word from a rank after which it does not answer."""
+PATIENCE = 3.0
+"""A rank that is at work may take so many times longer than one that stands still."""
+SURE = 1.2
+"""Seconds that a rank was missing, each time it was looked, until it is taken to be."""
+GRACE = 1.0
+"""Seconds from the end of a connection until the rank is taken to be gone."""
+JOIN = "hvd.join"
+"""What ranks wait in that have no more data, while the others go on."""
+MOST_NAMED = 4
+
+
+@dataclass
+class _Rank:
+    """What is known of a rank.
+
+    Attributes:
+        beat: what it told last.
+        at: when.
+        seen: what another rank of its host saw of it last.
+        seen_at: when.
+        left: why and when it has left the job; "": it has not.
+        cut_at: when its connection ended; None: it has not.
+        next_word: when others will have waited so long, it is said again; 0: not said yet.
+    """
+
+    beat: Beat
+    at: float
+    seen: Seen | None = None
+    seen_at: float = 0.0
+    left: str = ""
+    cut_at: float | None = None
+    next_word: float = 0.0
+
+    def is_silent(self, now: float) -> bool:
+        return now - self.at > SILENT
+
+    def seen_now(self, now: float) -> Seen | None:
+        return self.seen if now - self.seen_at <= SILENT else None
+
+    def still(self, now: float) -> float:
+        """Return for how many seconds it is known to have stood still."""
+        seen = self.seen_now(now)
+        if seen is not None and (self.is_silent(now) or seen.state == STOPPED):
+            since = seen.still + now - self.seen_at
+            return max(since, now - self.at) if seen.state == STOPPED else since
+        age = now - self.at
+        return age if self.is_silent(now) else self.beat.still + age
+
+
+class Judge:
+    """Keeps what the ranks tell, and finds out who is missing.
+
+    Args:
+        hosts: of the ranks.
+        timeout: for so many seconds may others wait for a rank that stands still.
+        now: the time, in seconds from anywhere.
+    """
+
+    def __init__(self, hosts: Sequence[str], timeout: float, now: float) -> None:
+        self.timeout = timeout
+        self._hosts = tuple(hosts)
+        self._ranks = [_Rank(Beat(), now) for _ in hosts]
+        self._told_of: set[int] = set()
+        self._missing: dict[tuple[str, int], float] = {}
+        self._ended: set[str] = set()
+
+    def hear(self, rank: int, beat: Beat, now: float) -> None:
+        """Take down what a rank tells."""
+        known = self._ranks[rank]
+        known.beat, known.at, known.cut_at = beat, now, None
+        if beat.left and not known.left:
+            known.left = f"has left in step {beat.step}: {beat.left}"
+        for other, seen in beat.seen.items():
+            if other < len(self._ranks) and self._hosts[other] == self._hosts[rank]:
+                self._ranks[other].seen, self._ranks[other].seen_at = seen, now
+                if seen.state == GONE:
+                    self._lose(self._ranks[other], seen.hint)
+
+    def cut(self, rank: int, now: float) -> None:
+        """Note that the connection to a rank has ended: it is gone, if it does not come back."""
+        self._ranks[rank].cut_at = now
+
+    def is_away(self, rank: int, now: float) -> bool:
+        """Return whether a rank has left, or has not told anything for some time."""
+        return bool(self._ranks[rank].left) or self._ranks[rank].is_silent(now)
+
+    def _lose(self, known: _Rank, hint: str = "") -> None:
+        if not known.left:
+            place = f" {known.beat.place}," if known.beat.place else ""
+            known.left = (
+                f"is gone without a word{f' ({hint})' if hint else ''}, last heard of{place} in "
+                f"step {known.beat.step}"
+            )
+
+    def look(self, now: float) -> list[Finding]:
+        """Return what has changed since the last time."""
+        for known in self._ranks:
+            if known.cut_at is not None and now - known.cut_at > GRACE:
+                self._lose(known)
+        waits = self._waits(now)
+        missing = {(what, rank): now for what in waits for rank in self._roots(what, waits)}
+        self._missing = {key: self._missing.get(key, now) for key in missing}
+        found = [*self._departures()]
+        self._ended &= waits.keys()
+        for what in waits.keys() - self._ended:
+            roots = {rank for where, rank in missing if where == what}
+            if all(self._is_sure(what, rank, now) for rank in roots):
+                found += self._judge(what, roots, waits, now)
+        self._ended |= {finding.ends for finding in found if finding.ends}
+        return [*found, *self._returns({rank for _, rank in missing})]
+
+    def _is_sure(self, what: str, rank: int, now: float) -> bool:
+        """Return whether a rank is missing, and not only heard at another time than others."""
+        return bool(self._ranks[rank].left) or now - self._missing[what, rank] >= SURE
+
+    def _departures(self) -> Iterable[Finding]:
+        """Yield a word of every rank that has left since the last time."""
+        for rank, known in enumerate(self._ranks):
+            if known.left and rank not in self._told_of:
+                self._told_of.add(rank)
+                yield Finding(self._departure(rank), left=rank)
+
+    def _waits(self, now: float) -> dict[str, dict[int, Waiting]]:
+        """Return who waits where, of the ranks that answer; with how long by now."""
+        waits: dict[str, dict[int, Waiting]] = {}
+        for rank, known in enumerate(self._ranks):
+            waiting = known.beat.waiting
+            stopped = (seen := known.seen_now(now)) is not None and seen.state == STOPPED
+            if waiting is None or known.left or known.is_silent(now) or stopped:
+                continue
+            by_now = Waiting(waiting.what, waiting.ranks, waiting.seconds + now - known.at)
+            waits.setdefault(waiting.what, {})[rank] = by_now
+        return waits
+
+    def _lacking(self, what: str, waits: Mapping[str, Mapping[int, Waiting]]) -> set[int]:
+        """Return who should be in a wait and is not."""
+        there = waits[what]
+        wanted = next(iter(there.values())).ranks or range(len(self._ranks))
+        joined = waits.get(JOIN, {})
+        return {
+            rank
+            for rank in wanted
+            if rank not in there and rank not in joined and rank < len(self._ranks)
+        }
+
+    def _roots(self, what: str, waits: Mapping[str, Mapping[int, Waiting]]) -> set[int]:
+        """Return who is missing there: ranks that do not wait themselves.
+
+        Where a lacking rank waits for others, these are.
+        """
+        place_of = {rank: where for where, there in waits.items() for rank in there}
+        roots, to_do, seen = set(), [what], set()
+        while to_do:
+            if (where := to_do.pop()) in seen:
+                continue
+            seen.add(where)
+            for rank in self._lacking(where, waits):
+                if rank in place_of:
+                    to_do.append(place_of[rank])
+                else:
+                    roots.add(rank)
+        return roots
+
+    def _judge(
+        self,
+        what: str,
+        roots: set[int],
+        waits: Mapping[str, Mapping[int, Waiting]],
+        now: float,
+    ) -> Iterable[Finding]:
+        there = waits[what]
+        waited = max(waiting.seconds for waiting in there.values())
+        if not roots:
+            yield from self._judge_circle(what, waits, waited)
+            return
+        left = {rank for rank in roots if self._ranks[rank].left}
+        still = min(self._ranks[rank].still(now) for rank in roots)
+        at_work = still < self.timeout
+        limit = self.timeout * (PATIENCE if at_work else 1)
+        if left:
+            text = "; ".join(self._departure(rank) for rank in sorted(left))
+            text += f"; {_ranks(there)} in {_shown(what)}"
+            yield Finding(text, ends=what, missing=tuple(sorted(left)))
+        elif waited >= limit and not (at_work and what == JOIN):
+            for rank in roots:
+                self._ranks[rank].next_word = 0.0
+            times = f"{PATIENCE:g} times " if at_work else ""
+            why = ", as it was still at work" if at_work else ""
+            yield Finding(
+                f"{self._stall(roots, now)}; {_ranks(there)} in {_shown(what)}, "
+                f"{waited:.0f} s by now, the limit ({times}Detox(timeout={self.timeout:g}){why})",
+                ends=what,
+                missing=tuple(sorted(roots)),
+            )
+        else:
+            yield from self._say(what, roots, there, waited, now)
+
+    def _say(
+        self, what: str, roots: set[int], there: Mapping[int, Waiting], waited: float, now: float
+    ) -> Iterable[Finding]:
+        """Say who is waited for, if it is time to."""
+        steps = max(self._ranks[rank].beat.median for rank in there)
+        due = max(FIRST_WORD, STEPS * steps)
+        if any(waited > (self._ranks[rank].next_word or due) for rank in roots):
+            for rank in roots:
+                self._ranks[rank].next_word = max(GROWTH * waited, self._ranks[rank].next_word)
+            place = f"{_ranks(there)} in {_shown(what)}"
+            yield Finding(f"{self._stall(roots, now)}; {place}, {waited:.0f} s by now")
+
+    def _judge_circle(
+        self, what: str, waits: Mapping[str, Mapping[int, Waiting]], waited: float
+    ) -> Iterable[Finding]:
+        """End waits in which ranks wait for each other."""
+        lacking = self._lacking(what, waits)
+        if not lacking or what == JOIN or waited < self.timeout:
+            return
+        places = "; ".join(
+            f"{_ranks(there)} in {_shown(where)}{self._at(there)}"
+            for where, there in sorted(waits.items())
+        )
+        yield Finding(
+            f"the ranks wait for each other in different places, {waited:.0f} s by now: {places}. "
+            "They took other paths through the script",
+            ends=what,
+            missing=tuple(sorted(lacking)),
+        )
+
+    def _at(self, there: Iterable[int]) -> str:
+        place = self._ranks[min(there)].beat.place
+        return f", {place}" if place else ""
+
+    def _returns(self, missing: set[int]) -> Iterable[Finding]:
+        """Say who is back of those that were said to be missing."""
+        for rank, known in enumerate(self._ranks):
+            if known.next_word and rank not in missing and not known.left:
+                known.next_word = 0.0
+                yield Finding(f"{self._name(rank)} is back")
+
+    def _stall(self, ranks: set[int], now: float) -> str:
+        """Say what missing ranks do."""
+        named = [self._doing(rank, now) for rank in sorted(ranks)[:MOST_NAMED]]
+        if more := len(ranks) - MOST_NAMED:
+            named += [f"{more} more ranks"] if more > 0 else []
+        return "; ".join(named)
+
+    def _doing(self, rank: int, now: float) -> str:
+        known, seen = self._ranks[rank], self._ranks[rank].seen_now(now)
+        name, place = self._name(rank), known.beat.place
+        last = f", last seen {place}" if place else ""
+        if seen is not None and seen.state == STOPPED:
+            return f"{name} has been stopped (SIGSTOP) for {known.still(now):.0f} s{last}"
+        if known.is_silent(now):
+            state = f" ({seen.state})" if seen is not None else ""
+            if seen is not None and seen.state == RUNNING:
+                state = " (running: some function keeps python's lock)"
+            return f"{name} has not answered for {now - known.at:.0f} s{state}{last}"
+        if (still := known.still(now)) < 1:
+            return f"{name} is at work, {place}"
+        return f"{name} has been {place} for {still:.0f} s"
+
+    def _departure(self, rank: int) -> str:
+        return f"{self._name(rank)} {self._ranks[rank].left}"
+
+    def _name(self, rank: int) -> str:
+        several = len(set(self._hosts)) > 1
+        return f"rank {rank}" + (f" (host {self._hosts[rank]})" if several else "")
+
+
+def _ranks(there: Iterable[int]) -> str:
+    """Say how many wait, or which one.
+
+    >>> _ranks([3]), _ranks([0, 3])
+    ('rank 3 waits', '2 ranks wait')
+    """
+    ranks = sorted(there)
+    return f"rank {ranks[0]} waits" if len(ranks) == 1 else f"{len(ranks)} ranks wait"
+
+
+def _shown(what: str) -> str:
+    """Return what is waited in as people read it.
+
+    >>> _shown("the exchange of step 3#detox.0.0")
+    'the exchange of step 3'
+    """
+    return what.partition("#")[0]

@@ -1,0 +1,310 @@
+"""The thread that watches the job: it tells what this rank does, and hears who is missing."""
+
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import zmq
+
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.sharing import share
+from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Wait, waits
+from horovod_detox.remedies import TRY_AGAIN
+from horovod_detox.watch.beats import MOST_TEXT, STOPPED, BadMessage, Beat, Finding, Waiting
+from horovod_detox.watch.channel import Hub, Spoke, address
+from horovod_detox.watch.judge import SILENT, Judge
+from horovod_detox.watch.places import Sampler
+from horovod_detox.watch.processes import Identity, Neighbour
+
+SECONDS = 0.5
+"""From one beat to the next."""
+ABORT_AFTER = 2.0
+"""Seconds from the end of a wait until Horovod's connections are cut, if it is still waited."""
+EXIT_AFTER = 10.0
+"""And until the process is ended."""
+LEAVE_WITHIN = 1.0
+"""Seconds that a process may spend on telling the others that it leaves."""
+UNTIL_SENT = 0.1
+"""Seconds that ZeroMQ's thread gets for what it was given."""
+
+log = logging.getLogger("horovod_detox")
+
+
+class Watch:
+    """One rank's part in watching the job.
+
+    Args:
+        collectives: of all ranks, which come here together.
+        hosts: of the ranks.
+        timeout: for so many seconds may others wait for a rank that stands still.
+        abort: ends collectives of Horovod that this process is blocked in.
+
+    Attributes:
+        wake: has this thread wake up, when something is sent to it: the number of a signal, or 0.
+        dies_of: returns, given the number of a signal, what to tell the others before this process
+            ends by it; "": it does not.
+    """
+
+    def __init__(
+        self,
+        collectives: Collectives,
+        hosts: Sequence[str],
+        timeout: float,
+        abort: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.rank, self._hosts, self._abort = collectives.rank, tuple(hosts), abort
+        self.dies_of: Callable[[int], str] = lambda number: ""
+        self._departed: set[int] = set()
+        self._cause: ExchangeTimeout | None = None
+        self._left = ""
+        self._ended: dict[Wait, float] = {}
+        self._has_aborted = self._has_said_last = False
+        self._is_closing = self._told_of_bad_messages = False
+        self._news = threading.Condition()
+        self._has_told = threading.Event()
+        self._wake_reader, self.wake = socket.socketpair()
+        self.wake.setblocking(False)
+        self._context = zmq.Context()
+        self._sampler = Sampler()
+        self._judge = Judge(hosts, timeout, time.monotonic())
+        self._keepers = keepers(hosts)
+        self._hub: Hub | None = None
+        self._spokes: list[Spoke] = []
+        self._neighbours: dict[int, Neighbour] = {}
+        self._meet(collectives)
+        self._thread = threading.Thread(target=self._run, name="horovod_detox watch", daemon=True)
+        self._thread.start()
+
+    def _meet(self, collectives: Collectives) -> None:
+        """Learn from all ranks how they are reached."""
+        keys, me = zmq.curve_keypair(), Identity.mine()
+        mine = {"key": keys[0].decode(), "pid": me.pid, "kernel": me.kernel}
+        if self.rank in self._keepers:
+            self._hub = Hub(address(self._hosts[self.rank], self._hosts), self._context)
+            mine |= {"endpoint": self._hub.endpoint, "hub": self._hub.public_key}
+        everyone = share(collectives, "watch", mine)
+        if self._hub:
+            self._hub.admit([theirs["key"] for theirs in everyone])
+        for keeper in self._keepers:
+            if keeper != self.rank:
+                endpoint, key = everyone[keeper]["endpoint"], everyone[keeper]["hub"]
+                self._spokes.append(Spoke(endpoint, key, keys, self._context))
+        for rank, theirs in enumerate(everyone):
+            if rank != self.rank and theirs["kernel"] == me.kernel != "":
+                with suppress(OSError):
+                    self._neighbours[rank] = Neighbour(theirs["pid"])
+
+    def limit(self, timeout: float) -> None:
+        """Give ranks that stand still another limit."""
+        self._judge.timeout = timeout
+
+    def leave(self, why: str) -> None:
+        """Tell the others why this rank leaves the job, if it has not told yet."""
+        if not self._left:
+            self._left = why[:MOST_TEXT]
+            self._wake_up()
+            self._has_told.wait(LEAVE_WITHIN)
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._is_closing = True
+        self._wake_up()
+        self._thread.join(LEAVE_WITHIN)
+
+    def has_ended_waits(self) -> bool:
+        """Return whether this rank was in a wait that led nowhere."""
+        return bool(self._ended)
+
+    def cause(self, seconds: float) -> ExchangeTimeout | None:
+        """Return what the job ends by, as far as is known, waiting for such a word for a while."""
+        with self._news:
+            self._news.wait_for(lambda: self._cause, seconds)
+            return self._cause
+
+    def say_last(self, cause: ExchangeTimeout) -> None:
+        """Say, once, what ends this rank, which is not its own fault."""
+        if not self._has_said_last:
+            self._has_said_last = True
+            print(f"horovod_detox: rank {self.rank} ends: {cause}", file=sys.stderr, flush=True)
+
+    def wait_for_their_end(self, seconds: float) -> None:
+        """Let the processes on this host that have left end before this one."""
+        until = time.monotonic() + seconds
+        leaving = [self._neighbours[rank] for rank in self._departed & self._neighbours.keys()]
+        while time.monotonic() < until and not all(each.is_gone() for each in leaving):
+            time.sleep(0.05)
+
+    def _wake_up(self) -> None:
+        with suppress(OSError):
+            self.wake.send(b"\0")
+
+    def _run(self) -> None:
+        sockets = [spoke.socket for spoke in self._spokes]
+        if self._hub:
+            sockets += [self._hub.socket, self._hub.monitor]
+        poller = zmq.Poller()
+        for each in (self._wake_reader, *sockets, *self._neighbours.values()):
+            poller.register(each, select.POLLIN)
+        due = time.monotonic()
+        while True:
+            ready = dict(poller.poll(int(1000 * max(0, due - time.monotonic()))))
+            if self._wake_reader.fileno() in ready:
+                self._die_of(self._wake_reader.recv(1000))
+                due = 0.0
+            for neighbour in self._neighbours.values():
+                if neighbour.fileno() in ready:
+                    poller.unregister(neighbour)
+                    due = 0.0
+            self._hear()
+            if time.monotonic() >= due:
+                due = time.monotonic() + SECONDS
+                self._tell()
+            if self._is_closing:
+                return self._end()
+
+    def _die_of(self, signals: bytes) -> None:
+        """End this process by a signal, if it is to: its main thread may be blocked."""
+        for number in signals:
+            if why := self.dies_of(number):
+                if cause := self.cause(0):
+                    self.say_last(cause)
+                self._left = self._left or why
+                self._tell()
+                time.sleep(UNTIL_SENT)
+                os._exit(128 + number)
+
+    def _end(self) -> None:
+        for each in (*self._spokes, *([self._hub] if self._hub else [])):
+            each.close()
+        for neighbour in self._neighbours.values():
+            neighbour.close()
+        self._context.term()
+        self._wake_reader.close()
+        self.wake.close()
+
+    def _hear(self) -> None:
+        """Take in what others have told."""
+        now = time.monotonic()
+        for spoke in self._spokes:
+            for message in spoke.receive():
+                with self._only_good_ones():
+                    self._follow(Finding.from_bytes(message))
+        if self._hub is None:
+            return
+        for rank, message in self._hub.receive():
+            with self._only_good_ones():
+                self._judge.hear(rank, Beat.from_bytes(message), now)
+        for rank in self._hub.ended():
+            self._judge.cut(rank, now)
+
+    def _tell(self) -> None:
+        """Tell what this rank does; a keeper then judges."""
+        beat = self._beat()
+        message = beat.to_bytes()
+        for spoke in self._spokes:
+            spoke.send(message)
+        if beat.left:
+            self._has_told.set()
+        now = time.monotonic()
+        if self._hub is not None:
+            self._judge.hear(self.rank, beat, now)
+            if self._speaks(now):
+                self._publish(self._judge.look(now))
+        self._end_what_is_blocked(now)
+
+    def _beat(self) -> Beat:
+        wait, place = waits.outermost(), self._sampler.sample()
+        waiting = None
+        if wait is not None:
+            waiting = Waiting(wait.what, wait.ranks, time.monotonic() - wait.since)
+        is_due = waiting is not None and waiting.seconds > SILENT
+        seen = {
+            rank: neighbour.look()
+            for rank, neighbour in self._neighbours.items()
+            if is_due or neighbour.is_gone()
+        }
+        return Beat(
+            step=waits.pace.steps,
+            median=waits.pace.median(),
+            place=place[:MOST_TEXT],
+            still=self._sampler.still,
+            waiting=waiting,
+            seen=seen,
+            left=self._left,
+        )
+
+    def _speaks(self, now: float) -> bool:
+        """Return whether this keeper is the one to judge: the other does only in its place."""
+        earlier = self._keepers[: self._keepers.index(self.rank)]
+        return all(self._judge.is_away(rank, now) for rank in earlier)
+
+    def _publish(self, findings: Sequence[Finding]) -> None:
+        """Tell all what was found; what ends nothing is for whoever reads this rank's output."""
+        assert self._hub is not None
+        for finding in findings:
+            if finding.left is not None or finding.ends:
+                self._hub.tell(finding.to_bytes())
+                self._follow(finding)
+            else:
+                log.warning("%s", finding.text)
+
+    def _follow(self, finding: Finding) -> None:
+        """Do what a keeper has found."""
+        has_left = finding.left is not None or self._departed & set(finding.missing)
+        why = (RankLeft if has_left else ExchangeTimeout)(finding.text)
+        why.is_explained = True
+        with self._news:
+            if finding.left is not None:
+                self._departed.add(finding.left)
+            self._cause = self._cause or why
+            self._news.notify_all()
+        if not finding.ends:
+            return
+        waits.end(finding.ends, why)
+        wait = waits.outermost()
+        if wait is not None and wait.what == finding.ends:
+            self._ended.setdefault(wait, time.monotonic())
+        for rank in self._neighbours.keys() & set(finding.missing):
+            if self._neighbours[rank].look().state == STOPPED:
+                self._neighbours[rank].kill()
+
+    def _end_what_is_blocked(self, now: float) -> None:
+        """End a wait that has ended and is still waited: in Horovod, or in a framework."""
+        wait = waits.outermost()
+        if wait is None or wait not in self._ended:
+            return
+        blocked = now - self._ended[wait]
+        if blocked > ABORT_AFTER and not self._has_aborted:
+            self._has_aborted = True
+            self._abort()
+        if blocked > EXIT_AFTER and (why := waits.ended()) is not None:
+            self.say_last(why)
+            os._exit(TRY_AGAIN)
+
+    @contextmanager
+    def _only_good_ones(self) -> Iterator[None]:
+        """Refuse a message that no rank of this version sends; say so once."""
+        try:
+            yield
+        except BadMessage as error:
+            if not self._told_of_bad_messages:
+                self._told_of_bad_messages = True
+                log.warning(
+                    "rank %d has got a message that it does not understand: %s", self.rank, error
+                )
+
+
+def keepers(hosts: Sequence[str]) -> tuple[int, ...]:
+    """Return who hears all ranks: rank 0 and, for when that is missing, one on another host.
+
+    >>> keepers(["a", "a", "b", "b"]), keepers(["a", "a"]), keepers(["a"])
+    ((0, 2), (0, 1), (0,))
+    """
+    elsewhere = (rank for rank, host in enumerate(hosts) if host != hosts[0])
+    return (0, *[next(elsewhere, 1)][: len(hosts) - 1])
