@@ -1,5 +1,6 @@
 """One exchange after another: what the frontends call, and the way of one step."""
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,14 +33,12 @@ class Presence:
     """Whether all ranks of a job take part, and want to, as far as this rank knows.
 
     Attributes:
-        check: raises where the job is not what it was when it began.
         some_have_joined: until all have, see `joined.py`.
         wants_to_stop: whether this rank wants to end the training.
         stopping: the ranks that were heard to want it in an exchange.
         reached: the steps of engines, by name, that others went on to while this rank was away.
     """
 
-    check: Callable[[], object] = lambda: None
     some_have_joined: bool = False
     wants_to_stop: bool = False
     stopping: set[int] = field(default_factory=set)
@@ -82,6 +81,7 @@ class Engine:
         history: what it carries from exchange to exchange.
         has_begun: whether there was an exchange.
         ranks: who takes part, as the job counts them; empty: all.
+        check: raises where the job is not what it was when it began.
     """
 
     def __init__(
@@ -110,8 +110,10 @@ class Engine:
         self._weights_digest = weights
         self.has_begun = False
         self.ranks: tuple[int, ...] = ()
+        self.check: Callable[[], None] = lambda: None
         self._layout: Layout
         self._steps_told = 0
+        self._waited = 0.0
 
     @property
     def plan(self) -> Plan:
@@ -196,7 +198,7 @@ class Engine:
         self, copy: Copy, layout: Layout, update: Words, is_complete: bool = True
     ) -> Step:
         """Return what this rank brings to an exchange; from here on the others wait for it."""
-        self.presence.check()
+        self.check()
         reached = self.presence.reached
         if reached and not self.has_begun:
             self.rejoin(reached.get(str(self.name), 0))
@@ -209,6 +211,7 @@ class Engine:
             self._digest,
             steps - self._steps_told,
             self._settings,
+            self._waited,
         )
         self._steps_told = steps
         control.wants_to_stop = self.presence.wants_to_stop
@@ -264,6 +267,7 @@ class Engine:
 
     def _together(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
         """Return the outcome, also if ranks have joined; note who wants to stop."""
+        began = time.monotonic()
         try:
             return finish()
         except RanksJoined:
@@ -276,6 +280,8 @@ class Engine:
             return joined.exchange(step)
         finally:
             self.presence.stopping |= step.control.stopping
+            self._waited = time.monotonic() - began
+            self.ledger.note_waits(step.control.waited)
 
     def leave(self) -> None:
         """Tell the others, in their next exchange, that this rank has no more data.

@@ -24,6 +24,7 @@ RECORD = np.dtype(
         ("steps", np.int64),  # how often the optimizer has stepped since that exchange
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
         ("flags", np.int64),  # what is not the usual: INCOMPLETE, JOINED or STOPS
+        ("waited", np.int64),  # microseconds that this rank waited in the exchange before
     ]
 )
 """What a rank tells all others with every exchange."""
@@ -69,8 +70,10 @@ class Control:
         update: `(2,)` of int64, the digest of the latest update.
         steps: how often the optimizer has stepped since.
         settings: two words, the digest of the settings.
+        waited: seconds that this rank waited in the exchange before.
 
     Attributes:
+        waited: `(p,)`, the same of all ranks, once they are heard.
         diverged: the ranks that hold another update of the exchange before than most, ascending.
         out_of_step: the ranks whose optimizer has since stepped another number of times.
         leaves: whether this rank has no more data.
@@ -88,6 +91,7 @@ class Control:
         update: np.ndarray,
         steps: int,
         settings: tuple[int, int],
+        waited: float = 0.0,
     ) -> None:
         self._collectives = collectives
         self._layout = layout
@@ -98,7 +102,9 @@ class Control:
         self.joined: set[int] = set()
         self.wants_to_stop = False
         self.stopping: set[int] = set()
-        self._record = np.array([(step, layout.digest, update, steps, settings, 0)], RECORD)
+        self.waited = np.zeros(0)
+        mine = (step, layout.digest, update, steps, settings, 0, int(1e6 * waited))
+        self._record = np.array([mine], RECORD)
 
     def introduce(self) -> bytes:
         """Compare the records in a round of their own, before a first exchange; agree on a secret.
@@ -136,7 +142,9 @@ class Control:
 
     def _compare(self, records: np.ndarray) -> None:
         """Return if all ranks are about to do the same; else find out what differs, together."""
-        if (records == records[0]).all() and not records["flags"].any():
+        self.waited = records["waited"] / 1e6
+        but_waited = records.view(np.int64).reshape(len(records), _WORDS)[:, :-1]
+        if (but_waited == but_waited[0]).all() and not records["flags"].any():
             return
         if len(np.unique(records["step"])) > 1:
             steps = records["step"].tolist()

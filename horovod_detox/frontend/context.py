@@ -30,6 +30,12 @@ from horovod_detox.vote.work import Tally
 from horovod_detox.watch.judge import PATIENCE
 
 SETUP_TIMEOUT = 300.0
+MARGIN = 30.0
+"""Seconds that a rank waits longer than those who watch the job let it."""
+CHANGED = (
+    "the job was initialised with {before} ranks and now has {now}: groups cannot change during a "
+    "job (elastic resets are not supported)"
+)
 _NONE = object()
 
 log = logging.getLogger("horovod_detox")
@@ -63,7 +69,7 @@ class Context:
         self._session: Session | None = None
         self._numbers: defaultdict[int, Iterator[int]] = defaultdict(count)  # of each process set
         self._live: WeakSet[Engine] = WeakSet()  # of all ranks
-        self._presence = Presence(lambda: self.session())
+        self._presence = Presence()
 
     def init(self, *args: Any, detox: Detox | None = None, **kwargs: Any) -> None:
         """Initialise Horovod and agree on the settings with all ranks.
@@ -90,6 +96,7 @@ class Context:
             )
         self.forget()
         everybody = self._hvd.global_process_set
+        watching.limit(SETUP_TIMEOUT)
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
         self._session = agree(collectives, detox)
         if collectives.size > 1:
@@ -108,9 +115,15 @@ class Context:
         with watching.connecting():
             return self._hvd.add_process_set(process_set)
 
+    def reset(self) -> None:
+        """Begin anew with the ranks that an elastic job has now, under the same settings."""
+        config = self._session.config if self._session else None
+        self.shutdown()
+        self.init(detox=config)
+
     def forget(self) -> None:
         """Forget the session."""
-        self._session, self._presence = None, Presence(lambda: self.session())
+        self._session, self._presence = None, Presence()
         self._live.clear()
 
     def _is_initialised(self, detox: Detox | None) -> bool:
@@ -131,11 +144,8 @@ class Context:
                 "horovod_detox has not been initialised: call its init(), not that of horovod"
             )
         if self._hvd.size() != len(self._session.hosts):
-            raise RuntimeError(
-                f"the job was initialised with {len(self._session.hosts)} ranks and now has "
-                f"{self._hvd.size()}: groups cannot change during a job (elastic resets are not "
-                "supported)"
-            )
+            now = self._hvd.size()
+            raise RuntimeError(CHANGED.format(before=len(self._session.hosts), now=now))
         return self._session
 
     def engines(
@@ -169,7 +179,14 @@ class Context:
             ranks = process_set.ranks
             return FirstStep(plan.groups, self._conditions, ranks, is_drill, session.told)
 
+        size = self._hvd.size()
+
+        def check() -> None:
+            if self._hvd.size() != size:
+                raise RuntimeError(CHANGED.format(before=size, now=self._hvd.size()))
+
         def enter(engine: Engine) -> None:
+            engine.check = check
             if process_set.process_set_id == 0:
                 self._live.add(engine)
                 engine.presence = self._presence
@@ -233,7 +250,7 @@ class Context:
             scope: how their names begin, a text or a `Name`.
             process_set: the ranks.
         """
-        timeout = PATIENCE * self.session().config.timeout
+        timeout = PATIENCE * self.session().config.timeout + MARGIN
         return self.make_collectives(scope, timeout, process_set or self._hvd.global_process_set)
 
     def group(self) -> int:

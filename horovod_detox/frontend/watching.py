@@ -33,9 +33,14 @@ class Watching:
         waits.begin_anew()
         if self._watch is None:
             self._watch = Watch(collectives, hosts, timeout, self._sockets.cut)
-        self._watch.limit(timeout)
+        self.limit(timeout)
         self._leaving = self._leaving or Leaving(self._sockets.cut)
         self._leaving.follow(self._watch)
+
+    def limit(self, timeout: float) -> None:
+        """Give ranks that stand still another limit, if the job is watched."""
+        if self._watch is not None:
+            self._watch.limit(timeout)
 
     def end(self) -> None:
         """Watch no more."""

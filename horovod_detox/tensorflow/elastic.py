@@ -1,15 +1,32 @@
 """The states of horovod.tensorflow.elastic, for TensorFlow 2 and Keras 3."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
-from horovod.common.elastic import ObjectState
-from horovod.tensorflow.elastic import run as run
+from horovod.common.elastic import ObjectState, run_fn
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_detox.frontend.fall_through import fall_through as _fall_through
+from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.variables import broadcast_variables, native
+
+
+def run(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function on a state as Horovod does; after a reset the ranks agree anew on settings."""
+
+    @wraps(func)
+    def attempt(state: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return func(state, *args, **kwargs)
+        except tf.errors.UnknownError as error:  # what Horovod's operations in a function raise
+            if "Horovod" not in error.message:
+                raise
+            raise HorovodInternalError(error) from error
+
+    return run_fn(attempt, context.reset)
 
 
 class TensorFlowState(ObjectState):

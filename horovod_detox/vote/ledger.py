@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
+import numpy as np
+
 from horovod_detox.vote.groups import Groups
+from horovod_detox.vote.lateness import Late, Lateness
 from horovod_detox.vote.majority import Verdict
 from horovod_detox.vote.suspicion import Pair
 from horovod_detox.vote.work import Tally, Work, totals
@@ -112,6 +115,7 @@ class FaultReport:
         hosts: the host of every rank; empty when they are not known.
         optimizers: what every optimizer has done, as this rank counts it, in the order in which
             they were wrapped.
+        late: the ranks that others waited for, how often and how long: slow, which is no fault.
     """
 
     steps: int = 0
@@ -128,6 +132,7 @@ class FaultReport:
     events: tuple[Event, ...] = ()
     hosts: dict[int, str] = field(default_factory=dict)
     optimizers: tuple[Work, ...] = ()
+    late: dict[int, Late] = field(default_factory=dict, compare=False)
 
     @property
     def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
@@ -241,6 +246,7 @@ class Ledger:
         self._events: deque[Event] = deque(maxlen=KEPT_EVENTS)
         self._untold: list[Event] = []
         self._callbacks: list[Callable[[Event], None]] = []
+        self._lateness = Lateness(groups.world_size)
 
     def subscribe(self, callback: Callable[[Event], None]) -> None:
         """Call `callback(event)` for every event from now on; its errors are logged."""
@@ -251,6 +257,7 @@ class Ledger:
         self._steps = self._skipped = 0
         self._faults = {kind: {} for kind in KINDS}
         self._events.clear()
+        self._lateness = Lateness(self._groups.world_size)
         for tally in self._tallies:
             tally.begin_anew()
         self._former = len(self._tallies)
@@ -258,6 +265,11 @@ class Ledger:
     def account_for(self, tally: Tally) -> None:
         """Have the reports tell what an optimizer has done and will do."""
         self._tallies.append(tally)
+
+    def note_waits(self, waited: np.ndarray) -> None:
+        """Note how many seconds each rank waited in an exchange; empty: that is not known."""
+        if len(waited):
+            self._lateness.note(waited)
 
     def record(
         self,
@@ -324,6 +336,7 @@ class Ledger:
             },
             events=tuple(self._events),
             hosts=dict(self._hosts),
+            late={self._ranks[rank]: late for rank, late in self._lateness.ranks().items()},
             optimizers=tuple(
                 work
                 for i, work in enumerate(tally.work() for tally in self._tallies)

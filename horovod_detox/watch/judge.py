@@ -188,7 +188,7 @@ class Judge:
         now: float,
     ) -> Iterable[Finding]:
         there = waits[what]
-        waited = max(waiting.seconds for waiting in there.values())
+        waited = _longest(there)
         if not roots:
             yield from self._judge_circle(what, waits, waited)
             return
@@ -229,9 +229,15 @@ class Judge:
     def _judge_circle(
         self, what: str, waits: Mapping[str, Mapping[int, Waiting]], waited: float
     ) -> Iterable[Finding]:
-        """End waits in which ranks wait for each other."""
+        """End a wait of ranks that others wait for in another: that of most, or the longest.
+
+        The others can go on, if they do not wait for ranks that end by it.
+        """
         lacking = self._lacking(what, waits)
-        if not lacking or what == JOIN or waited < self.timeout:
+        if not lacking or JOIN in waits or waited < self.timeout:
+            return
+        largest = max(waits, key=lambda each: (len(waits[each]), _longest(waits[each])))
+        if what != largest:
             return
         places = "; ".join(
             f"{_ranks(there)} in {_shown(where)}{self._at(there)}"
@@ -293,6 +299,10 @@ def _ranks(there: Iterable[int]) -> str:
     """
     ranks = sorted(there)
     return f"rank {ranks[0]} waits" if len(ranks) == 1 else f"{len(ranks)} ranks wait"
+
+
+def _longest(there: Mapping[int, Waiting]) -> float:
+    return max(waiting.seconds for waiting in there.values())
 
 
 def _shown(what: str) -> str:

@@ -1,0 +1,60 @@
+"""Who comes late to exchanges, from how long each rank waited in them: no fault, but it costs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST = 0.1
+"""Seconds by which a rank is late, at least, to be counted."""
+MOST = 1e6
+"""More seconds than that nobody can have waited."""
+MATTERS = 0.05
+"""Share of the time of a job that it must have lost by a rank, for this to be told at its end."""
+
+
+@dataclass(frozen=True)
+class Late:
+    """How often a rank came to an exchange later than the median rank.
+
+    Attributes:
+        exchanges: in how many exchanges.
+        seconds: by how much, in all.
+    """
+
+    exchanges: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Tell it in a few words."""
+        return f"in {self.exchanges} exchanges, {self.seconds:.1f} s in all"
+
+
+class Lateness:
+    """Adds up how late ranks came.
+
+    Args:
+        size: the number of ranks.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._late = [Late()] * size
+
+    def note(self, waited: np.ndarray) -> None:
+        """Enter how many seconds each rank waited for the others in an exchange.
+
+        All end it at about the same time. So who waited less has come later.
+
+        >>> lateness = Lateness(3)
+        >>> lateness.note(np.array([2.0, 0.0, 2.1]))
+        >>> lateness.ranks()
+        {1: Late(exchanges=1, seconds=2.0)}
+        """
+        seconds = np.clip(np.nan_to_num(waited), 0, MOST)
+        late = np.median(seconds) - seconds
+        for rank in np.flatnonzero(late >= LEAST).tolist():
+            before = self._late[rank]
+            self._late[rank] = Late(before.exchanges + 1, before.seconds + float(late[rank]))
+
+    def ranks(self) -> dict[int, Late]:
+        """Return how late those ranks came that ever did."""
+        return {rank: late for rank, late in enumerate(self._late) if late.exchanges}
