@@ -7,6 +7,7 @@ keeper knows who speaks from the key, and nobody else is heard. Sockets belong t
 import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from horovod_detox.watch.beats import MOST_BYTES
 
 UNTIL_KNOWN = 30.0
 """Seconds that a rank may take longer than others to hear of all ranks."""
-LINGER = 500
+LINGER = 200
 """Milliseconds that a process may spend at its end on what it has not sent yet."""
 MOST_PENDING = 100
 LOOPBACK = "127.0.0.1"
@@ -60,6 +61,7 @@ class Hub:
         self.public_key = public_key.decode()
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._identities: dict[int, bytes] = {}
+        self._told: deque[bytes] = deque(maxlen=MOST_PENDING)
         self._connections: dict[int, int] = {}
         self._told_of_strangers = False
 
@@ -84,7 +86,10 @@ class Hub:
             while True:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
                 rank = self.ranks[str(frames[-1].get("User-Id"))]
-                self._identities[rank] = frames[0].bytes
+                if self._identities.get(rank) != frames[0].bytes:
+                    self._identities[rank] = frames[0].bytes
+                    for message in self._told:
+                        self._send(rank, message)
                 self._connections[int(frames[-1].get(zmq.SRCFD))] = rank
                 yield rank, frames[-1].bytes
 
@@ -98,10 +103,14 @@ class Hub:
                     yield rank
 
     def tell(self, message: bytes) -> None:
-        """Send something to all ranks that were ever heard."""
-        for identity in self._identities.values():
-            with suppress(zmq.Again):
-                self.socket.send_multipart([identity, message], zmq.NOBLOCK)
+        """Send something to all ranks; to those that were not heard yet, when they are."""
+        self._told.append(message)
+        for rank in self._identities:
+            self._send(rank, message)
+
+    def _send(self, rank: int, message: bytes) -> None:
+        with suppress(zmq.Again):
+            self.socket.send_multipart([self._identities[rank], message], zmq.NOBLOCK)
 
     def close(self) -> None:
         """Hear nobody any more."""

@@ -39,7 +39,7 @@ class _Rank:
         seen_at: when.
         left: why and when it has left the job; "": it has not.
         cut_at: when its connection ended; None: it has not.
-        next_word: when others will have waited so long, it is said again; 0: not said yet.
+        is_said: whether it was said to be missing.
     """
 
     beat: Beat
@@ -48,7 +48,7 @@ class _Rank:
     seen_at: float = 0.0
     left: str = ""
     cut_at: float | None = None
-    next_word: float = 0.0
+    is_said: bool = False
 
     def is_silent(self, now: float) -> bool:
         return now - self.at > SILENT
@@ -81,10 +81,12 @@ class Judge:
         self._ranks = [_Rank(Beat(), now) for _ in hosts]
         self._told_of: set[int] = set()
         self._missing: dict[tuple[str, int], float] = {}
+        self._next_word: dict[tuple[str, int], float] = {}
         self._ended: set[str] = set()
 
-    def hear(self, rank: int, beat: Beat, now: float) -> None:
-        """Take down what a rank tells."""
+    def hear(self, rank: int, beat: Beat, now: float) -> bool:
+        """Take down what a rank tells; return whether one has left by it."""
+        left = sum(bool(each.left) for each in self._ranks)
         known = self._ranks[rank]
         known.beat, known.at, known.cut_at = beat, now, None
         if beat.left and not known.left:
@@ -94,6 +96,7 @@ class Judge:
                 self._ranks[other].seen, self._ranks[other].seen_at = seen, now
                 if seen.state == GONE:
                     self._lose(self._ranks[other], seen.hint)
+        return sum(bool(each.left) for each in self._ranks) > left
 
     def cut(self, rank: int, now: float) -> None:
         """Note that the connection to a rank has ended: it is gone, if it does not come back."""
@@ -119,6 +122,7 @@ class Judge:
         waits = self._waits(now)
         missing = {(what, rank): now for what in waits for rank in self._roots(what, waits)}
         self._missing = {key: self._missing.get(key, now) for key in missing}
+        self._next_word = {key: self._next_word.get(key, 0.0) for key in missing}
         found = [*self._departures()]
         self._ended &= waits.keys()
         for what in waits.keys() - self._ended:
@@ -193,16 +197,18 @@ class Judge:
             yield from self._judge_circle(what, waits, waited)
             return
         left = {rank for rank in roots if self._ranks[rank].left}
-        still = min(self._ranks[rank].still(now) for rank in roots)
+        still = max(self._ranks[rank].still(now) for rank in roots)
         at_work = still < self.timeout
         limit = self.timeout * (PATIENCE if at_work else 1)
         if left:
             text = "; ".join(self._departure(rank) for rank in sorted(left))
             text += f"; {_ranks(there)} in {_shown(what)}"
             yield Finding(text, ends=what, missing=tuple(sorted(left)))
-        elif waited >= limit and not (at_work and what == JOIN):
+        elif at_work and what == JOIN:
+            return
+        elif waited >= limit:
             for rank in roots:
-                self._ranks[rank].next_word = 0.0
+                self._ranks[rank].is_said = False
             times = f"{PATIENCE:g} times " if at_work else ""
             why = ", as it was still at work" if at_work else ""
             yield Finding(
@@ -220,9 +226,10 @@ class Judge:
         """Say who is waited for, if it is time to."""
         steps = max(self._ranks[rank].beat.median for rank in there)
         due = max(FIRST_WORD, STEPS * steps)
-        if any(waited > (self._ranks[rank].next_word or due) for rank in roots):
+        if any(waited > (self._next_word[what, rank] or due) for rank in roots):
             for rank in roots:
-                self._ranks[rank].next_word = max(GROWTH * waited, self._ranks[rank].next_word)
+                self._next_word[what, rank] = GROWTH * waited
+                self._ranks[rank].is_said = True
             place = f"{_ranks(there)} in {_shown(what)}"
             yield Finding(f"{self._stall(roots, now)}; {place}, {waited:.0f} s by now")
 
@@ -257,8 +264,8 @@ class Judge:
     def _returns(self, missing: set[int]) -> Iterable[Finding]:
         """Say who is back of those that were said to be missing."""
         for rank, known in enumerate(self._ranks):
-            if known.next_word and rank not in missing and not known.left:
-                known.next_word = 0.0
+            if known.is_said and rank not in missing and not known.left:
+                known.is_said = False
                 yield Finding(f"{self._name(rank)} is back")
 
     def _stall(self, ranks: set[int], now: float) -> str:

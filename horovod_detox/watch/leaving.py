@@ -85,7 +85,7 @@ class Leaving:
         """Say what has ended this rank, which is not its own fault; end with an exit code."""
         assert self.watch is not None
         self._is_victim = True
-        self.watch.say_last(cause)
+        self.watch.say(cause)
         self.watch.leave("it has waited in vain")
         if isinstance(cause, RankLeft):
             self.watch.wait_for_their_end(THEIR_END)

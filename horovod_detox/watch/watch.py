@@ -64,8 +64,8 @@ class Watch:
         self._cause: ExchangeTimeout | None = None
         self._left = ""
         self._ended: dict[Wait, float] = {}
-        self._has_aborted = self._has_said_last = False
-        self._is_closing = self._told_of_bad_messages = False
+        self._said = ""
+        self._has_aborted = self._is_closing = self._told_of_bad_messages = False
         self._news = threading.Condition()
         self._has_told = threading.Event()
         self._wake_reader, self.wake = socket.socketpair()
@@ -127,11 +127,12 @@ class Watch:
             self._news.wait_for(lambda: self._cause, seconds)
             return self._cause
 
-    def say_last(self, cause: ExchangeTimeout) -> None:
-        """Say, once, what ends this rank, which is not its own fault."""
-        if not self._has_said_last:
-            self._has_said_last = True
-            print(f"horovod_detox: rank {self.rank} ends: {cause}", file=sys.stderr, flush=True)
+    def say(self, cause: ExchangeTimeout) -> None:
+        """Say, once, why this rank waits no more, which is not its own fault."""
+        if str(cause) != self._said:
+            self._said = str(cause)
+            line = f"horovod_detox: rank {self.rank} stops waiting: {cause}"
+            print(line, file=sys.stderr, flush=True)
 
     def wait_for_their_end(self, seconds: float) -> None:
         """Let the processes on this host that have left end before this one."""
@@ -161,7 +162,8 @@ class Watch:
                 if neighbour.fileno() in ready:
                     poller.unregister(neighbour)
                     due = 0.0
-            self._hear()
+            if self._hear():
+                due = 0.0
             if time.monotonic() >= due:
                 due = time.monotonic() + SECONDS
                 self._tell()
@@ -173,7 +175,7 @@ class Watch:
         for number in signals:
             if why := self.dies_of(number):
                 if cause := self.cause(0):
-                    self.say_last(cause)
+                    self.say(cause)
                 self._left = self._left or why
                 self._tell()
                 time.sleep(UNTIL_SENT)
@@ -188,20 +190,21 @@ class Watch:
         self._wake_reader.close()
         self.wake.close()
 
-    def _hear(self) -> None:
-        """Take in what others have told."""
-        now = time.monotonic()
+    def _hear(self) -> bool:
+        """Take in what others have told; return whether that is to be judged at once."""
+        now, is_urgent = time.monotonic(), False
         for spoke in self._spokes:
             for message in spoke.receive():
                 with self._only_good_ones():
                     self._follow(Finding.from_bytes(message))
         if self._hub is None:
-            return
+            return False
         for rank, message in self._hub.receive():
             with self._only_good_ones():
-                self._judge.hear(rank, Beat.from_bytes(message), now)
+                is_urgent |= self._judge.hear(rank, Beat.from_bytes(message), now)
         for rank in self._hub.ended():
             self._judge.cut(rank, now)
+        return is_urgent
 
     def _tell(self) -> None:
         """Tell what this rank does; a keeper then judges."""
@@ -270,6 +273,7 @@ class Watch:
         wait = waits.outermost()
         if wait is not None and wait.what == finding.ends:
             self._ended.setdefault(wait, time.monotonic())
+            self.say(why)  # at once, as Horovod may not survive the end of another rank
         for rank in self._neighbours.keys() & set(finding.missing):
             if self._neighbours[rank].look().state == STOPPED:
                 self._neighbours[rank].kill()
@@ -283,8 +287,7 @@ class Watch:
         if blocked > ABORT_AFTER and not self._has_aborted:
             self._has_aborted = True
             self._abort()
-        if blocked > EXIT_AFTER and (why := waits.ended()) is not None:
-            self.say_last(why)
+        if blocked > EXIT_AFTER:
             os._exit(TRY_AGAIN)
 
     @contextmanager

@@ -1,0 +1,234 @@
+"""Who is found missing, from what the ranks tell; a case each, in text, without clocks."""
+
+import re
+
+import pytest
+
+from horovod_detox.watch.beats import GONE, IN_IO, RUNNING, SLEEPING, STOPPED, Beat, Seen, Waiting
+from horovod_detox.watch.judge import JOIN, Judge
+
+EXCHANGE = "the exchange of step 8#detox.0.0"
+AT = "at train.py:41 (time.sleep(100))"
+
+
+class Job:
+    """Ranks that tell what they do every half second, and what the judge finds."""
+
+    def __init__(self, size=3, timeout=60.0, hosts=None):
+        self.judge = Judge(hosts or ["a"] * size, timeout, 0.0)
+        self.now = 0.0
+        self.since = {}
+        self.found = []
+
+    def run(self, seconds, ranks, silent=()):
+        """Let time pass.
+
+        Args:
+            seconds: so much of it.
+            ranks: what each does: a text that it waits in, or the fields of its beat.
+            silent: the ranks that tell nothing.
+        """
+        end = self.now + seconds
+        began = self.now
+        while self.now < end:
+            self.now += 0.5
+            for rank, does in enumerate(ranks):
+                if rank in silent:
+                    continue
+                fields = dict(does) if isinstance(does, dict) else {"waiting": does}
+                if "still" in fields:
+                    fields["still"] += self.now - began
+                if what := fields.get("waiting"):
+                    since = self.since.setdefault((rank, what), self.now)
+                    fields["waiting"] = Waiting(what, fields.pop("of", ()), self.now - since)
+                self.judge.hear(rank, Beat(step=8, **fields), self.now)
+            self.found += [(self.now, finding) for finding in self.judge.look(self.now)]
+
+    def said(self):
+        return [(now, each.text) for now, each in self.found if not each.ends and each.left is None]
+
+    def ends(self):
+        return [(now, each) for now, each in self.found if each.ends]
+
+
+STANDS = {"place": AT, "still": 0.0}
+WORKS = {"place": AT}
+
+
+def test_a_rank_that_stands_still_is_named_then_ends_the_wait():
+    job = Job()
+    job.run(100, [EXCHANGE, EXCHANGE, STANDS])
+    times = [now for now, _ in job.said()]
+    assert [round(now) for now in times] == [11, 22, 44]
+    assert re.fullmatch(
+        re.escape(f"rank 2 has been {AT} for 11 s; 2 ranks wait in the exchange of step 8, ")
+        + "10 s by now",
+        job.said()[0][1],
+    )
+    ((now, end),) = job.ends()
+    assert (round(now), end.ends, end.missing) == (60, EXCHANGE, (2,))
+    assert end.text.endswith("60 s by now, the limit (Detox(timeout=60))")
+
+
+def test_a_rank_that_is_at_work_may_take_three_times_as_long():
+    job = Job()
+    job.run(300, [EXCHANGE, WORKS, EXCHANGE])
+    ((now, end),) = job.ends()
+    assert round(now) == 180
+    assert f"rank 1 is at work, {AT}" in end.text
+    assert "3 times Detox(timeout=60), as it was still at work" in end.text
+
+
+def test_one_that_stands_still_ends_a_wait_for_several():
+    job = Job()
+    job.run(200, [EXCHANGE, WORKS, STANDS])
+    assert [round(now) for now, _ in job.ends()] == [60]
+
+
+def test_one_that_comes_back_is_said_to_be_and_ends_nothing():
+    job = Job()
+    job.run(30, [STANDS, EXCHANGE, EXCHANGE])
+    job.run(10, ["hvd.allreduce"] * 3)
+    job.run(30, [WORKS, WORKS, WORKS])
+    texts = [text for _, text in job.said()]
+    assert texts[-1] == "rank 0 is back"
+    assert len(texts) == 3
+    assert not job.ends()
+
+
+def test_slow_steps_delay_the_word():
+    job = Job()
+    waits = {"waiting": EXCHANGE, "median": 5.0}
+    job.run(40, [waits, waits, STANDS])
+    assert [round(now) for now, _ in job.said()] == [26]
+
+
+@pytest.mark.parametrize(
+    ("state", "text", "ends_at"),
+    [
+        (STOPPED, "rank 2 has been stopped (SIGSTOP) for 1[01] s, last seen at", 61),
+        (SLEEPING, r"rank 2 has not answered for 1[01] s \(sleeping\), last seen at", 61),
+        (IN_IO, r"rank 2 has not answered for 1[01] s \(in I/O\), last seen at", 61),
+        (RUNNING, "some function keeps python's lock", 181),
+        (None, "rank 2 has not answered for 1[01] s, last seen at", 61),
+    ],
+)
+def test_a_rank_that_does_not_answer(state, text, ends_at):
+    job = Job()
+    job.run(5, [WORKS] * 3)
+    told = {"waiting": EXCHANGE}
+    for _ in range(500):
+        still = 0.0 if state is RUNNING else job.now - 5
+        seen = {"seen": {2: Seen(state, still)}} if state else {}
+        job.run(0.5, [told, told | seen, None], silent=[2])
+        if job.ends():
+            break
+    assert re.search(text.replace("(SIGSTOP)", r"\(SIGSTOP\)"), job.said()[0][1])
+    assert job.now - 5 == pytest.approx(ends_at, abs=1.5)
+
+
+def test_a_rank_that_waits_is_missing_when_it_is_stopped():
+    job = Job()
+    job.run(5, [EXCHANGE] * 3)
+    assert not job.found
+    for _ in range(30):
+        seen = {"waiting": EXCHANGE, "seen": {1: Seen(STOPPED, job.now - 5)}}
+        job.run(0.5, [EXCHANGE, None, seen], silent=[1])
+    assert job.said()[0][1].startswith("rank 1 has been stopped")
+
+
+@pytest.mark.parametrize("why", ["ValueError: bad (train.py:4)", "sys.exit(0) (train.py:9)"])
+def test_a_rank_that_says_why_it_leaves_ends_waits_at_once(why):
+    job = Job()
+    job.run(2, [EXCHANGE, WORKS, EXCHANGE])
+    job.run(1, [EXCHANGE, {"left": why}, EXCHANGE])
+    (_, departure), (now, end) = job.found
+    assert departure.text == f"rank 1 has left in step 8: {why}"
+    assert (departure.left, now) == (1, 2.5)
+    assert end.text == f"{departure.text}; 2 ranks wait in the exchange of step 8"
+
+
+def test_who_leaves_while_nobody_waits_ends_nothing():
+    job = Job()
+    job.run(2, [WORKS, {"left": "its script has ended"}, WORKS])
+    assert [finding.left for _, finding in job.found] == [1]
+
+
+def test_a_rank_whose_end_a_neighbour_sees_is_gone():
+    job = Job()
+    job.run(1, [WORKS, WORKS, WORKS])
+    seen = {"waiting": EXCHANGE, "seen": {2: Seen(GONE, hint="memory ran out")}}
+    job.run(0.5, [seen, EXCHANGE, None], silent=[2])
+    text = f"rank 2 is gone without a word (memory ran out), last heard of {AT}, in step 8"
+    assert job.found[0][1].text == text
+    assert job.ends()[0][1].missing == (2,)
+
+
+def test_only_a_rank_of_its_host_can_say_that_another_is_gone():
+    job = Job(hosts=["a", "a", "b"])
+    seen = {"waiting": EXCHANGE, "seen": {2: Seen(GONE), 77: Seen(GONE)}}
+    job.run(5, [seen, EXCHANGE, WORKS])
+    assert not job.found
+
+
+def test_a_connection_that_ends_is_the_end_of_a_rank_that_does_not_come_back():
+    job = Job()
+    job.run(2, [WORKS] * 3)
+    job.judge.cut(1, job.now)
+    job.run(3, [EXCHANGE, WORKS, EXCHANGE])
+    assert not job.found
+    job.judge.cut(1, job.now)
+    job.run(3, [EXCHANGE, None, EXCHANGE], silent=[1])
+    assert job.ends()[0][1].text.startswith("rank 1 is gone without a word")
+
+
+def test_who_waits_elsewhere_is_not_missing_but_whom_he_waits_for():
+    """Rank 2 waits in a process set for rank 3, which stands still."""
+    job = Job(size=4)
+    pair = {"waiting": "hvd.allreduce('pair')", "of": (2, 3)}
+    job.run(15, [EXCHANGE, EXCHANGE, pair, STANDS])
+    assert {text[:7] for _, text in job.said()} == {"rank 3 "}
+
+
+def test_ranks_outside_of_a_process_set_are_not_missing():
+    job = Job(size=4)
+    pair = {"waiting": "hvd.allreduce('pair')", "of": (0, 1)}
+    job.run(15, [pair, STANDS, STANDS, WORKS])
+    assert {text[:7] for _, text in job.said()} == {"rank 1 "}
+
+
+def test_ranks_that_wait_for_each_other_end_where_most_are():
+    job = Job()
+    lost = {"waiting": "hvd.allreduce('loss')", "place": AT}
+    job.run(70, [EXCHANGE, lost, EXCHANGE])
+    ((now, end),) = job.ends()
+    assert (round(now), end.ends, end.missing) == (60, EXCHANGE, (1,))
+    assert f"rank 1 waits in hvd.allreduce('loss'), {AT}; 2 ranks wait in the exch" in end.text
+    assert "other paths through the script" in end.text
+
+
+def test_who_has_joined_is_not_missing_and_may_wait_for_others_at_work():
+    job = Job(timeout=20.0)
+    job.run(200, [JOIN, WORKS, WORKS])
+    assert not job.found
+    job.run(15, [JOIN, EXCHANGE, STANDS])
+    assert "rank 2 has been" in job.said()[-1][1]
+
+
+def test_what_was_heard_at_another_time_is_no_absence():
+    """Steps of half a second: some ranks are always seen one step behind."""
+    job = Job()
+    for step in range(100):
+        what = f"the exchange of step {step}"
+        job.run(0.5, [what, WORKS if step % 2 else what, WORKS])
+    assert not job.found
+
+
+def test_hosts_are_named_if_there_are_several_and_not_all_of_many_ranks():
+    job = Job(hosts=["a"] * 4 + ["b"] * 6)
+    job.run(11, [EXCHANGE] * 4 + [STANDS] * 6)
+    text = job.said()[0][1]
+    assert "rank 4 (host b) has been" in text
+    assert "rank 7 (host b)" in text
+    assert "rank 8" not in text
+    assert "; 2 more ranks; 4 ranks wait" in text

@@ -1,0 +1,175 @@
+"""Watches of several ranks in one process, over real sockets: what one tells, all others hear."""
+
+import logging
+import time
+
+import pytest
+
+from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Waits, waits
+from horovod_detox.watch import judge, watch
+from horovod_detox.watch.beats import Beat, Finding
+from horovod_detox.watch.watch import Watch, keepers
+
+
+@pytest.fixture
+def job():
+    """Return what starts the watches of so many ranks."""
+    waits.begin_anew()
+    made = []
+
+    def begin(size, timeout=60.0):
+        hosts = ["a"] * size
+        made.extend(InProcessCluster(size).run(lambda rank: Watch(rank, hosts, timeout)))
+        return made
+
+    yield begin
+    for each in made:
+        each.close()
+    waits.begin_anew()
+
+
+def until(happens, seconds=10.0):
+    """Wait until something happens; return whether it did in time."""
+    end = time.monotonic() + seconds
+    while not happens() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(happens())
+
+
+def test_every_rank_hears_first_who_left_and_why(job):
+    watches = job(4)
+    assert watches[1].cause(0) is None
+    watches[2].leave("ValueError: a bad sample (train.py:4)")
+    for each in watches:
+        cause = each.cause(5)
+        assert isinstance(cause, RankLeft)
+        assert str(cause) == "rank 2 has left in step 0: ValueError: a bad sample (train.py:4)"
+    watches[3].leave("it has waited in vain")
+    assert until(lambda: watches[0]._departed == {2, 3})
+    assert "rank 2 has left" in str(watches[1].cause(0))
+
+
+def test_rank_1_speaks_when_rank_0_has_left(job):
+    watches = job(3)
+    watches[0].leave("SIGTERM")
+    assert "rank 0 has left in step 0: SIGTERM" in str(watches[2].cause(5))
+    watches[0].close()
+    watches[2].leave("sys.exit(3) (train.py:4)")
+    assert until(lambda: watches[1]._departed == {0, 2})
+
+
+def test_a_rank_that_leaves_ends_waits_for_it(job, monkeypatch):
+    monkeypatch.setattr(watch, "SECONDS", 0.1)
+    watches = job(3)
+    with waits.waiting("the exchange of step 0", [1, 2]):
+        watches[2].leave("its script has ended")
+        # All of this process wait there; of rank 2 it counts that it has left.
+        assert until(lambda: waits.ended() is not None)
+        why = waits.ended()
+        assert isinstance(why, RankLeft)
+        assert why.is_explained
+        assert watches[1].has_ended_waits()
+    assert waits.ended() is None
+
+
+def test_what_no_rank_says_is_refused_and_told_once(job, caplog):
+    caplog.set_level(logging.WARNING, logger="horovod_detox")
+    watches = job(2)
+    for message in (b"nonsense", Finding("x").to_bytes(), b"\x80\x04\x95"):
+        watches[1]._spokes[0].send(message)
+    assert until(lambda: any("does not understand" in text for text in caplog.messages))
+    watches[1].leave("its script has ended")
+    assert until(lambda: watches[0]._departed == {1})
+    assert len([text for text in caplog.messages if "does not understand" in text]) == 1
+
+
+def test_a_keeper_speaks_to_all_and_logs_what_ends_nothing(job, caplog, monkeypatch):
+    monkeypatch.setattr(watch, "SECONDS", 0.1)
+    caplog.set_level(logging.WARNING, logger="horovod_detox")
+    watches = job(3)
+    found = [[Finding("rank 1 is slow"), Finding("over", ends="x", missing=(1,))]]
+    monkeypatch.setattr(watches[0]._judge, "look", lambda now: found.pop() if found else [])
+    assert until(lambda: "rank 1 is slow" in caplog.messages)
+    with waits.waiting("x", once=True):
+        assert until(lambda: waits.ended() is not None)
+    assert caplog.messages == ["rank 1 is slow"]
+    assert all(isinstance(each.cause(5), ExchangeTimeout) for each in watches)
+
+
+def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):
+    monkeypatch.setattr(watch, "SECONDS", 0.1)
+    monkeypatch.setattr(watch, "ABORT_AFTER", 0.3)
+    watches = job(2)
+    cut = []
+    watches[0]._abort = lambda: cut.append(time.monotonic())
+    with waits.waiting("y"):
+        began = time.monotonic()
+        watches[0]._follow(Finding("too late", ends="y", missing=(1,)))
+        assert until(lambda: cut)
+        assert cut[0] - began >= 0.3
+        time.sleep(0.5)
+    assert len(cut) == 1
+
+
+def test_what_watching_costs(job):
+    """A beat takes well below a millisecond of processor time: of a core, less than 0.2 %."""
+    (first, _) = job(2)
+    began = time.thread_time()
+    for _ in range(200):
+        message = first._beat().to_bytes()
+        Beat.from_bytes(message)
+    assert (time.thread_time() - began) / 200 < 0.005
+
+
+def test_keepers_are_on_two_hosts_if_there_are_two():
+    assert keepers(["a", "a", "b"]) == (0, 2)
+    assert keepers(["a"] * 9) == (0, 1)
+    assert keepers(["a"]) == (0,)
+
+
+def test_waits_are_ended_by_name():
+    mine = Waits()
+    error = ExchangeTimeout("nobody came")
+    with mine.waiting("outer", [1]), mine.waiting("inner"):
+        wait = mine.outermost()
+        assert wait is not None
+        assert (wait.what, wait.ranks) == ("outer", (1,))
+        mine.end("else", error)
+        assert mine.ended() is None
+        mine.end("inner", error)
+        mine.end("inner", ExchangeTimeout("later"))
+        assert mine.ended() is error
+    assert mine.outermost() is None
+    with mine.waiting("inner"):  # another one of this name
+        assert mine.ended() is None
+    mine.end("the exchange of step 3", error)
+    with mine.waiting("the exchange of step 3", once=True):  # it is over, though this rank is late
+        assert mine.ended() is error
+    mine.begin_anew()
+    with mine.waiting("the exchange of step 3", once=True):
+        assert mine.ended() is None
+
+
+def test_pauses_are_as_long_as_asked_unless_something_has_ended():
+    mine = Waits()
+    for end in (lambda: None, lambda: mine.end("else", ExchangeTimeout("x"))):
+        end()
+        began = time.monotonic()
+        mine.pause(0.05)
+        assert 0.05 <= time.monotonic() - began < 5
+    with mine.waiting("here"):
+        mine.end("here", ExchangeTimeout("x"))
+        began = time.monotonic()
+        mine.pause(30)
+        assert time.monotonic() - began < 5
+    mine.end_with_the_process()
+    began = time.monotonic()
+    mine.pause(30)
+    assert time.monotonic() - began < 5
+    assert mine.process_ends
+
+
+def test_the_limits_are_in_order():
+    assert watch.SECONDS < judge.SURE < judge.SILENT < judge.FIRST_WORD
+    assert watch.ABORT_AFTER < watch.EXIT_AFTER
