@@ -17,6 +17,8 @@ WITH_A_FRAMEWORK = {
     "horovod_detox.arrays.device_digests",
     "horovod_detox.arrays.device_kernels",
     "horovod_detox.cli.simulate",
+    "horovod_detox.frontend.lost",
+    "horovod_detox.frontend.verbs",
     "horovod_detox.packing.tensorflow",
     "horovod_detox.packing.torch",
 }

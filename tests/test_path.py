@@ -29,6 +29,10 @@ TRANSPORT = {"torch/collectives.py": "exchange/cluster.py"}  # threads in the pl
 ASIDES = {
     "config.py",  # which is asked for a setting
     "process.py",  # which is asked how many ranks share the cores
+    "exchange/waits.py",  # which is told what this rank waits in, as are those that follow
+    "exchange/pace.py",
+    "vote/lateness.py",
+    "frontend/engines.py",  # which is asked for the name of an engine
 }
 Call = tuple[str, str]
 

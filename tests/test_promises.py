@@ -60,8 +60,12 @@ def test_no_promise_is_its_own_counter_test():
     assert all(promise.test != promise.counter_test for promise in promises())
 
 
+REAL = ("`tests/distributed", "`tests/hosts", "`tests/launcher", "`tests/watch/test_stops")
+"""How the names begin of tests that start jobs."""
+
+
 def test_the_ranks_are_those_that_the_tests_run_on():
     for promise in promises():
         ranks = set(re.findall(r"\d+", promise.ranks.partition(" on ")[0]))
-        started = promise.test.startswith(("`tests/distributed", "`tests/hosts", "`tests/launcher"))
+        started = promise.test.startswith(REAL)
         assert started == (ranks != {"1"}), promise
