@@ -16,6 +16,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.steps = 0
+        self._first: float | None = None
         self._latest: float | None = None
         self._seconds: deque[float] = deque(maxlen=REMEMBERED)
 
@@ -24,8 +25,12 @@ class Pace:
         now = time.monotonic()
         if self._latest is not None:
             self._seconds.append(now - self._latest)
-        self._latest = now
+        self._first, self._latest = self._first or now, now
         self.steps += 1
+
+    def seconds(self) -> float:
+        """Return the seconds from the end of the first exchange to that of the latest."""
+        return (self._latest or 0.0) - (self._first or 0.0)
 
     def median(self) -> float:
         """Return the median of the seconds between two exchanges; 0 before the second."""

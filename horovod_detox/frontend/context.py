@@ -1,5 +1,6 @@
 """A job as one process sees it: initialisation, and what a script may ask about its groups."""
 
+import atexit
 import logging
 import random
 import warnings
@@ -19,6 +20,7 @@ from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.engine import Engine, Presence
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
+from horovod_detox.exchange.waits import waits
 from horovod_detox.frontend.engines import Engines, Name
 from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
@@ -95,6 +97,8 @@ class Context:
                 "that were wrapped before are in no report any more"
             )
         self.forget()
+        atexit.unregister(self._tell_who_is_slow)
+        atexit.register(self._tell_who_is_slow)
         everybody = self._hvd.global_process_set
         watching.limit(SETUP_TIMEOUT)
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
@@ -105,6 +109,7 @@ class Context:
 
     def shutdown(self) -> None:
         """Shut Horovod down and forget the session."""
+        self._tell_who_is_slow()
         watching.end()
         self._hvd.shutdown()
         self._numbers.clear()
@@ -114,6 +119,14 @@ class Context:
         """Add a process set, as Horovod does."""
         with watching.connecting():
             return self._hvd.add_process_set(process_set)
+
+    def _tell_who_is_slow(self) -> None:
+        """Warn, at the end of a job, of ranks that it has lost much time by."""
+        session, seconds = self._session, waits.pace.seconds()
+        ledger = session.ledger() if session and session.rank == 0 else None
+        for rank, late in ledger.report().late.items() if ledger else ():
+            if late.matters(seconds):
+                log.warning("rank %d is slow: it was waited for %s, of %.0f s", rank, late, seconds)
 
     def reset(self) -> None:
         """Begin anew with the ranks that an elastic job has now, under the same settings."""

@@ -9,7 +9,9 @@ LEAST = 0.1
 MOST = 1e6
 """More seconds than that nobody can have waited."""
 MATTERS = 0.05
-"""Share of the time of a job that it must have lost by a rank, for this to be told at its end."""
+"""Share of its time that a job has lost by a rank, at least, for this to be told at its end."""
+LEAST_LOSS = 10.0
+"""And so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,17 @@ class Late:
     exchanges: int = 0
     seconds: float = 0.0
 
+    def matters(self, seconds: float) -> bool:
+        """Return whether a job of so many seconds has lost much by it.
+
+        >>> Late(20, 40.0).matters(500), Late(20, 40.0).matters(5000), Late(2, 4.0).matters(9)
+        (True, False, False)
+        """
+        return self.seconds >= max(LEAST_LOSS, MATTERS * seconds)
+
     def __str__(self) -> str:
         """Tell it in a few words."""
-        return f"in {self.exchanges} exchanges, {self.seconds:.1f} s in all"
+        return f"in {self.exchanges} exchanges, {self.seconds:.0f} s in all"
 
 
 class Lateness:

@@ -29,7 +29,7 @@ def stop(how):
 
         ctypes.PyDLL(None).sleep(1000)
     elif how == "late":
-        time.sleep(0.3)
+        time.sleep(0.6)
 
 
 def is_due(step, how, rank):
