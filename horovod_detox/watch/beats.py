@@ -15,6 +15,10 @@ RUNNING = "running"
 SLEEPING = "sleeping"
 IN_IO = "in I/O"
 GONE = "gone"
+CALM, WAITS, URGENT = b" ", b"w", b"!"
+"""How a beat begins: nothing need be done, or judged, or it must be at once."""
+LONG = 1.0
+"""Seconds of a wait that is to be judged."""
 STATES = (STOPPED, RUNNING, SLEEPING, IN_IO, GONE)
 """What a process may be doing, as its host's kernel knows it."""
 
@@ -76,8 +80,11 @@ class Beat:
     left: str = ""
 
     def to_bytes(self) -> bytes:
-        """Return it as JSON."""
-        return json.dumps(asdict(self)).encode()
+        """Return it as JSON, behind a byte that says whether there is a need to read it."""
+        kind = WAITS if self.waiting is not None and self.waiting.seconds >= LONG else CALM
+        if self.left or any(seen.state == GONE for seen in self.seen.values()):
+            kind = URGENT
+        return kind + json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, message: bytes) -> "Beat":
@@ -89,7 +96,9 @@ class Beat:
         >>> Beat.from_bytes(Beat(step=3, seen={2: Seen(STOPPED)}).to_bytes()).seen[2].state
         'stopped'
         """
-        told = _loaded(message)
+        if message[:1] not in (CALM, WAITS, URGENT):
+            raise BadMessage("of another version")
+        told = _loaded(message[1:])
         try:
             waiting, seen = told["waiting"], told["seen"].items()
             return cls(

@@ -35,9 +35,10 @@ class Hub:
         context: of ZeroMQ.
 
     Attributes:
-        endpoint: where the others find it.
+        endpoints: where the others find it: for what is usual, and for what is urgent.
         public_key: by which they know that it is this keeper.
-        socket: from which there is something to receive.
+        socket: of what is usual, which is received now and then.
+        alarm: of what is urgent, which is received at once.
         monitor: from which it is known whose connections have ended.
         ranks: by public key, who may speak.
     """
@@ -48,17 +49,12 @@ class Hub:
         self._guard = ThreadAuthenticator(context)
         self._guard.start()
         self._guard.configure_curve_callback("*", self)
-        self.socket = context.socket(zmq.ROUTER)
-        public_key, self.socket.curve_secretkey = zmq.curve_keypair()
-        self.socket.curve_publickey = public_key
-        self.socket.curve_server = True
-        self.socket.maxmsgsize = MOST_BYTES
-        self.socket.linger = LINGER
-        self.socket.ipv6 = ":" in address
-        host = f"[{address}]" if ":" in address else address
-        port = self.socket.bind_to_random_port(f"tcp://{host}")
-        self.endpoint = f"tcp://{host}:{port}"
-        self.public_key = public_key.decode()
+        keys = zmq.curve_keypair()
+        self.public_key = keys[0].decode()
+        (self.socket, usual), (self.alarm, urgent) = (
+            _listen(address, keys, context) for _ in range(2)
+        )
+        self.endpoints = (usual, urgent)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._identities: dict[int, bytes] = {}
         self._told: deque[bytes] = deque(maxlen=MOST_PENDING)
@@ -81,17 +77,23 @@ class Hub:
         return False
 
     def receive(self) -> Iterator[tuple[int, bytes]]:
-        """Yield who has told what."""
-        with suppress(zmq.Again):
-            while True:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
-                rank = self.ranks[str(frames[-1].get("User-Id"))]
-                if self._identities.get(rank) != frames[0].bytes:
-                    self._identities[rank] = frames[0].bytes
-                    for message in self._told:
-                        self._send(rank, message)
-                self._connections[int(frames[-1].get(zmq.SRCFD))] = rank
-                yield rank, frames[-1].bytes
+        """Yield who has told what, usual or urgent."""
+        for socket_ in (self.socket, self.alarm):
+            with suppress(zmq.Again):
+                while True:
+                    frames = socket_.recv_multipart(zmq.NOBLOCK, copy=False)
+                    rank = self.ranks[str(frames[-1].get("User-Id"))]
+                    if socket_ is self.socket:
+                        self._know(rank, frames[0].bytes, int(frames[-1].get(zmq.SRCFD)))
+                    yield rank, frames[-1].bytes
+
+    def _know(self, rank: int, identity: bytes, connection: int) -> None:
+        """Remember how a rank is reached; tell it what was told before."""
+        self._connections[connection] = rank
+        if self._identities.get(rank) != identity:
+            self._identities[rank] = identity
+            for message in self._told:
+                self._send(rank, message)
 
     def ended(self) -> Iterator[int]:
         """Yield the ranks whose connections have ended."""
@@ -117,6 +119,7 @@ class Hub:
         self.socket.disable_monitor()
         self.monitor.close(linger=0)
         self.socket.close()
+        self.alarm.close()
         self._guard.stop()
 
 
@@ -124,7 +127,7 @@ class Spoke:
     """What a rank speaks to a keeper by.
 
     Args:
-        endpoint, public_key: of the keeper's hub.
+        endpoints, public_key: of the keeper's hub.
         keys: the public and the secret key of this rank.
         context: of ZeroMQ.
 
@@ -133,22 +136,20 @@ class Spoke:
     """
 
     def __init__(
-        self, endpoint: str, public_key: str, keys: tuple[bytes, bytes], context: zmq.Context
+        self,
+        endpoints: Sequence[str],
+        public_key: str,
+        keys: tuple[bytes, bytes],
+        context: zmq.Context,
     ) -> None:
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.curve_serverkey = public_key.encode()
-        self.socket.curve_publickey, self.socket.curve_secretkey = keys
-        self.socket.maxmsgsize = MOST_BYTES
-        self.socket.sndhwm = MOST_PENDING
-        self.socket.linger = LINGER
-        self.socket.reconnect_ivl_max = 5000
-        self.socket.ipv6 = "[" in endpoint
-        self.socket.connect(endpoint)
+        self.socket, self._alarm = (
+            _connect(endpoint, public_key, keys, context) for endpoint in endpoints
+        )
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes, is_urgent: bool = False) -> None:
         """Send something, if there is still room for it."""
         with suppress(zmq.Again):
-            self.socket.send(message, zmq.NOBLOCK)
+            (self._alarm if is_urgent else self.socket).send(message, zmq.NOBLOCK)
 
     def receive(self) -> Iterator[bytes]:
         """Yield what the keeper tells."""
@@ -159,6 +160,37 @@ class Spoke:
     def close(self) -> None:
         """Speak no more."""
         self.socket.close()
+        self._alarm.close()
+
+
+def _listen(
+    address: str, keys: tuple[bytes, bytes], context: zmq.Context
+) -> tuple[zmq.Socket, str]:
+    """Return a socket that listens on an address, and where it is found."""
+    made = context.socket(zmq.ROUTER)
+    made.curve_publickey, made.curve_secretkey = keys
+    made.curve_server = True
+    made.maxmsgsize = MOST_BYTES
+    made.linger = LINGER
+    made.ipv6 = ":" in address
+    host = f"[{address}]" if ":" in address else address
+    return made, f"tcp://{host}:{made.bind_to_random_port(f'tcp://{host}')}"
+
+
+def _connect(
+    endpoint: str, public_key: str, keys: tuple[bytes, bytes], context: zmq.Context
+) -> zmq.Socket:
+    """Return a socket that is connected to one that listens."""
+    made = context.socket(zmq.DEALER)
+    made.curve_serverkey = public_key.encode()
+    made.curve_publickey, made.curve_secretkey = keys
+    made.maxmsgsize = MOST_BYTES
+    made.sndhwm = MOST_PENDING
+    made.linger = LINGER
+    made.reconnect_ivl_max = 5000
+    made.ipv6 = "[" in endpoint
+    made.connect(endpoint)
+    return made
 
 
 def address(host: str, hosts: Sequence[str]) -> str:
@@ -167,11 +199,12 @@ def address(host: str, hosts: Sequence[str]) -> str:
     >>> address("a", ["a", "a"])
     '127.0.0.1'
     """
-    others = [other for other in hosts if other != host]
-    if not others:
-        return LOOPBACK
-    for family, *_, destination in socket.getaddrinfo(others[0], 9, type=socket.SOCK_DGRAM):
-        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(destination)  # of datagrams, which sends nothing
-            return probe.getsockname()[0]
-    return socket.gethostbyname(socket.gethostname())
+    for other in dict.fromkeys(hosts):
+        if other == host:
+            continue
+        with suppress(OSError):
+            for family, *_, destination in socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM):
+                with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+                    probe.connect(destination)  # of datagrams, which sends nothing
+                    return probe.getsockname()[0]
+    return LOOPBACK

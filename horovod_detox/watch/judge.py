@@ -38,6 +38,7 @@ class _Rank:
         seen: what another rank of its host saw of it last.
         seen_at: when.
         left: why and when it has left the job; "": it has not.
+        is_heard: whether it ever told anything.
         cut_at: when its connection ended; None: it has not.
         is_said: whether it was said to be missing.
     """
@@ -47,8 +48,13 @@ class _Rank:
     seen: Seen | None = None
     seen_at: float = 0.0
     left: str = ""
+    is_heard: bool = False
     cut_at: float | None = None
     is_said: bool = False
+
+    def is_known(self) -> bool:
+        """Return whether anything is known of it."""
+        return self.is_heard or bool(self.left)
 
     def is_silent(self, now: float) -> bool:
         return now - self.at > SILENT
@@ -79,16 +85,24 @@ class Judge:
         self.timeout = timeout
         self._hosts = tuple(hosts)
         self._ranks = [_Rank(Beat(), now) for _ in hosts]
+        self._began: float | None = now
         self._told_of: set[int] = set()
         self._missing: dict[tuple[str, int], float] = {}
         self._next_word: dict[tuple[str, int], float] = {}
         self._ended: set[str] = set()
 
-    def hear(self, rank: int, beat: Beat, now: float) -> bool:
-        """Take down what a rank tells; return whether one has left by it."""
-        left = sum(bool(each.left) for each in self._ranks)
+    def hear(self, rank: int, beat: Beat, now: float) -> None:
+        """Take down what a rank tells.
+
+        Args:
+            rank: who tells it.
+            beat: what.
+            now: when it came.
+        """
         known = self._ranks[rank]
-        known.beat, known.at, known.cut_at = beat, now, None
+        known.beat, known.at, known.is_heard = beat, now, True
+        if known.cut_at is not None and now > known.cut_at:
+            known.cut_at = None
         if beat.left and not known.left:
             known.left = f"has left in step {beat.step}: {beat.left}"
         for other, seen in beat.seen.items():
@@ -96,11 +110,17 @@ class Judge:
                 self._ranks[other].seen, self._ranks[other].seen_at = seen, now
                 if seen.state == GONE:
                     self._lose(self._ranks[other], seen.hint)
-        return sum(bool(each.left) for each in self._ranks) > left
 
     def cut(self, rank: int, now: float) -> None:
         """Note that the connection to a rank has ended: it is gone, if it does not come back."""
         self._ranks[rank].cut_at = now
+
+    def is_watchful(self) -> bool:
+        """Return whether to look again though nobody waits: for ranks that are back, or unheard."""
+        return self._began is not None or bool(self._missing) or self._any_cut()
+
+    def _any_cut(self) -> bool:
+        return any(known.cut_at is not None for known in self._ranks)
 
     def is_away(self, rank: int, now: float) -> bool:
         """Return whether a rank has left, or has not told anything for some time."""
@@ -123,7 +143,7 @@ class Judge:
         missing = {(what, rank): now for what in waits for rank in self._roots(what, waits)}
         self._missing = {key: self._missing.get(key, now) for key in missing}
         self._next_word = {key: self._next_word.get(key, 0.0) for key in missing}
-        found = [*self._departures()]
+        found = [*self._departures(), *self._unheard(now)]
         self._ended &= waits.keys()
         for what in waits.keys() - self._ended:
             roots = {rank for where, rank in missing if where == what}
@@ -142,6 +162,17 @@ class Judge:
             if known.left and rank not in self._told_of:
                 self._told_of.add(rank)
                 yield Finding(self._departure(rank), left=rank)
+
+    def _unheard(self, now: float) -> Iterable[Finding]:
+        """Say once who was never heard: of these ranks nothing is known, and nothing is said."""
+        if self._began is None or now - self._began < FIRST_WORD:
+            return
+        self._began = None
+        if ranks := [rank for rank, known in enumerate(self._ranks) if not known.is_known()]:
+            yield Finding(
+                f"ranks {ranks} are not heard by those who watch the job, which cannot say when "
+                "they stop: can hosts reach each other on all ports?"
+            )
 
     def _waits(self, now: float) -> dict[str, dict[int, Waiting]]:
         """Return who waits where, of the ranks that answer; with how long by now."""
@@ -163,7 +194,8 @@ class Judge:
         return {
             rank
             for rank in wanted
-            if rank not in there and rank not in joined and rank < len(self._ranks)
+            if rank not in there and rank not in joined
+            if rank < len(self._ranks) and self._ranks[rank].is_known()
         }
 
     def _roots(self, what: str, waits: Mapping[str, Mapping[int, Waiting]]) -> set[int]:

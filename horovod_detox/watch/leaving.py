@@ -44,6 +44,7 @@ class Leaving:
         sys.excepthook = self._on_error
         sys.exit = self._on_exit
         self._hear_sigterm()
+        os.register_at_fork(after_in_child=self._forget)
 
     def follow(self, watch: Watch | None) -> None:
         """Tell what is to be told through another watch; None: to nobody."""
@@ -116,7 +117,6 @@ class Leaving:
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_sigterm)
-            os.register_at_fork(after_in_child=self._forget_sigterm)
 
     def _hears_sigterm(self) -> bool:
         is_main = threading.current_thread() is threading.main_thread()
@@ -132,8 +132,8 @@ class Leaving:
         is_ours = signal.getsignal(signal.SIGTERM) == self._on_sigterm
         return "SIGTERM" if number == signal.SIGTERM and is_ours else ""
 
-    def _forget_sigterm(self) -> None:
-        """Let forked processes, as those of loaders of data, end by signals as they ever did."""
+    def _forget(self) -> None:
+        """Let forked processes, as those of loaders of data, end as they ever did."""
         self.watch = None
         if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
             signal.set_wakeup_fd(-1)

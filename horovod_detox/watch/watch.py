@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import zmq
@@ -16,7 +16,16 @@ from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
 from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Wait, waits
 from horovod_detox.remedies import TRY_AGAIN
-from horovod_detox.watch.beats import MOST_TEXT, STOPPED, BadMessage, Beat, Finding, Waiting
+from horovod_detox.watch.beats import (
+    CALM,
+    MOST_TEXT,
+    STOPPED,
+    URGENT,
+    BadMessage,
+    Beat,
+    Finding,
+    Waiting,
+)
 from horovod_detox.watch.channel import Hub, Spoke, address
 from horovod_detox.watch.judge import SILENT, Judge
 from horovod_detox.watch.places import Sampler
@@ -75,6 +84,7 @@ class Watch:
         self._judge = Judge(hosts, timeout, time.monotonic())
         self._keepers = keepers(hosts)
         self._hub: Hub | None = None
+        self._heard: dict[int, tuple[bytes, float]] = {}
         self._spokes: list[Spoke] = []
         self._neighbours: dict[int, Neighbour] = {}
         self._meet(collectives)
@@ -87,14 +97,14 @@ class Watch:
         mine = {"key": keys[0].decode(), "pid": me.pid, "kernel": me.kernel}
         if self.rank in self._keepers:
             self._hub = Hub(address(self._hosts[self.rank], self._hosts), self._context)
-            mine |= {"endpoint": self._hub.endpoint, "hub": self._hub.public_key}
+            mine |= {"endpoints": self._hub.endpoints, "hub": self._hub.public_key}
         everyone = share(collectives, "watch", mine)
         if self._hub:
             self._hub.admit([theirs["key"] for theirs in everyone])
         for keeper in self._keepers:
             if keeper != self.rank:
-                endpoint, key = everyone[keeper]["endpoint"], everyone[keeper]["hub"]
-                self._spokes.append(Spoke(endpoint, key, keys, self._context))
+                endpoints, key = everyone[keeper]["endpoints"], everyone[keeper]["hub"]
+                self._spokes.append(Spoke(endpoints, key, keys, self._context))
         for rank, theirs in enumerate(everyone):
             if rank != self.rank and theirs["kernel"] == me.kernel != "":
                 with suppress(OSError):
@@ -129,8 +139,9 @@ class Watch:
 
     def say(self, cause: ExchangeTimeout) -> None:
         """Say, once, why this rank waits no more, which is not its own fault."""
-        if str(cause) != self._said:
-            self._said = str(cause)
+        text = str(cause)
+        if not self._said or not (text.startswith(self._said) or self._said.startswith(text)):
+            self._said = text
             line = f"horovod_detox: rank {self.rank} stops waiting: {cause}"
             print(line, file=sys.stderr, flush=True)
 
@@ -148,7 +159,7 @@ class Watch:
     def _run(self) -> None:
         sockets = [spoke.socket for spoke in self._spokes]
         if self._hub:
-            sockets += [self._hub.socket, self._hub.monitor]
+            sockets += [self._hub.alarm, self._hub.monitor]
         poller = zmq.Poller()
         for each in (self._wake_reader, *sockets, *self._neighbours.values()):
             poller.register(each, select.POLLIN)
@@ -162,8 +173,9 @@ class Watch:
                 if neighbour.fileno() in ready:
                     poller.unregister(neighbour)
                     due = 0.0
-            if self._hear():
+            if self._hub is not None and self._hub.alarm in ready:
                 due = 0.0
+            self._hear(ready, is_due=time.monotonic() >= due)
             if time.monotonic() >= due:
                 due = time.monotonic() + SECONDS
                 self._tell()
@@ -174,7 +186,7 @@ class Watch:
         """End this process by a signal, if it is to: its main thread may be blocked."""
         for number in signals:
             if why := self.dies_of(number):
-                if cause := self.cause(0):
+                if waits.outermost() is not None and (cause := self.cause(0)):
                     self.say(cause)
                 self._left = self._left or why
                 self._tell()
@@ -190,36 +202,52 @@ class Watch:
         self._wake_reader.close()
         self.wake.close()
 
-    def _hear(self) -> bool:
-        """Take in what others have told; return whether that is to be judged at once."""
-        now, is_urgent = time.monotonic(), False
+    def _hear(self, ready: Collection[object], is_due: bool) -> None:
+        """Take in what others have told: what is usual only when it is due to be judged."""
         for spoke in self._spokes:
-            for message in spoke.receive():
+            for message in spoke.receive() if spoke.socket in ready else ():
                 with self._only_good_ones():
                     self._follow(Finding.from_bytes(message))
         if self._hub is None:
-            return False
-        for rank, message in self._hub.receive():
-            with self._only_good_ones():
-                is_urgent |= self._judge.hear(rank, Beat.from_bytes(message), now)
-        for rank in self._hub.ended():
+            return
+        now = time.monotonic()
+        for rank, message in self._hub.receive() if is_due else ():
+            self._heard[rank] = message, now
+        for rank in self._hub.ended() if self._hub.monitor in ready else ():
             self._judge.cut(rank, now)
-        return is_urgent
 
     def _tell(self) -> None:
         """Tell what this rank does; a keeper then judges."""
         beat = self._beat()
         message = beat.to_bytes()
         for spoke in self._spokes:
-            spoke.send(message)
+            spoke.send(message, message[:1] == URGENT)
         if beat.left:
             self._has_told.set()
         now = time.monotonic()
         if self._hub is not None:
-            self._judge.hear(self.rank, beat, now)
-            if self._speaks(now):
-                self._publish(self._judge.look(now))
+            self._heard[self.rank] = message, now
+            self._look(now)
         self._end_what_is_blocked(now)
+
+    def _look(self, now: float) -> None:
+        """Judge, if there is a need to, and this keeper is the one to do it."""
+        earlier = self._keepers[: self._keepers.index(self.rank)]
+        self._judge_by(earlier)
+        if not all(self._judge.is_away(rank, now) for rank in earlier):
+            return  # they do
+        is_calm = all(message[:1] == CALM for message, _ in self._heard.values())
+        if not is_calm or self._judge.is_watchful():
+            self._judge_by([*self._heard])
+            self._publish(self._judge.look(now))
+
+    def _judge_by(self, ranks: Sequence[int]) -> None:
+        """Let the judge hear what some ranks have told last."""
+        for rank in ranks:
+            if rank in self._heard:
+                message, at = self._heard[rank]
+                with self._only_good_ones():
+                    self._judge.hear(rank, Beat.from_bytes(message), at)
 
     def _beat(self) -> Beat:
         wait, place = waits.outermost(), self._sampler.sample()
@@ -241,11 +269,6 @@ class Watch:
             seen=seen,
             left=self._left,
         )
-
-    def _speaks(self, now: float) -> bool:
-        """Return whether this keeper is the one to judge: the other does only in its place."""
-        earlier = self._keepers[: self._keepers.index(self.rank)]
-        return all(self._judge.is_away(rank, now) for rank in earlier)
 
     def _publish(self, findings: Sequence[Finding]) -> None:
         """Tell all what was found; what ends nothing is for whoever reads this rank's output."""

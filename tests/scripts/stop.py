@@ -99,7 +99,8 @@ def main():
     frontend, how, _, timeout = sys.argv[1:]
     hvd = {"torch": with_torch, "keras": with_keras}[frontend](how, float(timeout))
     report = hvd.fault_report()
-    print(f"rank {hvd.rank()}: {report}; late {sorted(report.late)}", flush=True)
+    latest = max(report.late, key=lambda rank: report.late[rank].seconds, default=None)
+    print(f"rank {hvd.rank()}: {report}; latest is {latest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def received(hub, seconds=1.0, most=1):
 
 
 def spoke(hub, context, keys):
-    return Spoke(hub.endpoint, hub.public_key, keys, context)
+    return Spoke(hub.endpoints, hub.public_key, keys, context)
 
 
 def test_a_rank_is_known_by_its_key(hub, context):
@@ -50,6 +50,9 @@ def test_a_rank_is_known_by_its_key(hub, context):
     for each in spokes:
         assert each.socket.poll(5000)
         assert list(each.receive()) == [b"back"]
+        each.send(b"fire", is_urgent=True)
+    assert hub.alarm.poll(5000)
+    for each in spokes:
         each.close()
     end = time.monotonic() + 5
     ended = set()
@@ -75,13 +78,13 @@ def test_strangers_are_refused_and_told_of_once(hub, context, caplog):
     hub.admit([keys[0].decode()])
     honest = spoke(hub, context, keys)
     strangers = [spoke(hub, context, zmq.curve_keypair()) for _ in range(3)]
-    wrong_server = Spoke(hub.endpoint, zmq.curve_keypair()[0].decode(), keys, context)
+    wrong_server = Spoke(hub.endpoints, zmq.curve_keypair()[0].decode(), keys, context)
     plain = context.socket(zmq.DEALER)
-    plain.connect(hub.endpoint)
+    plain.connect(hub.endpoints[0])
     for each in (*strangers, wrong_server):
         each.send(b"let me in")
     plain.send(b"let me in", zmq.NOBLOCK)
-    host, port = hub.endpoint.removeprefix("tcp://").split(":")
+    host, port = hub.endpoints[0].removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as raw:
         raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
         with socket.create_connection((host, int(port)), timeout=5):  # and says nothing
@@ -111,9 +114,10 @@ def test_a_recorded_conversation_that_is_sent_again_says_nothing(hub, context):
     keys = zmq.curve_keypair()
     hub.admit([keys[0].decode()])
     recorded = bytearray()
-    host, port = hub.endpoint.removeprefix("tcp://").split(":")
+    host, port = hub.endpoints[0].removeprefix("tcp://").split(":")
     with socket.create_server((LOOPBACK, 0)) as between:
-        rank = Spoke(f"tcp://{LOOPBACK}:{between.getsockname()[1]}", hub.public_key, keys, context)
+        by_way_of = f"tcp://{LOOPBACK}:{between.getsockname()[1]}"
+        rank = Spoke((by_way_of, hub.endpoints[1]), hub.public_key, keys, context)
         rank.send(b"once")
         near, _ = between.accept()
         far = socket.create_connection((host, int(port)))
@@ -142,3 +146,4 @@ def test_a_recorded_conversation_that_is_sent_again_says_nothing(hub, context):
 def test_the_address_of_one_host_is_its_loopback_and_of_several_is_on_the_way():
     assert address("a", ["a", "a"]) == LOOPBACK
     assert address("a", ["a", "localhost"]) in {LOOPBACK, "::1"}
+    assert address("a", ["a", "no-such-host.invalid"]) == LOOPBACK

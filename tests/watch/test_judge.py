@@ -224,6 +224,15 @@ def test_what_was_heard_at_another_time_is_no_absence():
     assert not job.found
 
 
+def test_of_ranks_that_were_never_heard_nothing_is_known():
+    """As behind a firewall: their absence must not end a job that goes on."""
+    job = Job(timeout=20.0)
+    job.run(300, [EXCHANGE, EXCHANGE, None], silent=[2])
+    (text,) = [text for _, text in job.said()]
+    assert text.startswith("ranks [2] are not heard by those who watch the job")
+    assert not job.ends()
+
+
 def test_hosts_are_named_if_there_are_several_and_not_all_of_many_ranks():
     job = Job(hosts=["a"] * 4 + ["b"] * 6)
     job.run(11, [EXCHANGE] * 4 + [STANDS] * 6)

@@ -7,9 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from horovod_detox.watch.beats import (
+    CALM,
+    GONE,
     MOST_BYTES,
     MOST_TEXT,
     STOPPED,
+    URGENT,
+    WAITS,
     BadMessage,
     Beat,
     Finding,
@@ -36,6 +40,12 @@ def test_what_is_sent_arrives(beat):
     assert Beat.from_bytes(beat.to_bytes()) == beat
 
 
+def test_beats_say_whether_they_need_be_read():
+    assert Beat().to_bytes()[:1] == Beat(waiting=Waiting("x", (), 0.1)).to_bytes()[:1] == CALM
+    assert BEAT.to_bytes()[:1] == WAITS
+    assert Beat(left="x").to_bytes()[:1] == Beat(seen={1: Seen(GONE)}).to_bytes()[:1] == URGENT
+
+
 def test_findings_arrive():
     assert Finding.from_bytes(FINDING.to_bytes()) == FINDING
 
@@ -52,12 +62,12 @@ WRONG = {
 
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, vs in WRONG.items() for v in vs])
 def test_beats_with_a_wrong_field_are_refused(field, value):
-    told = json.loads(BEAT.to_bytes()) | {field: value}
+    told = json.loads(BEAT.to_bytes()[1:]) | {field: value}
     with pytest.raises(BadMessage):
-        Beat.from_bytes(json.dumps(told).encode())
+        Beat.from_bytes(CALM + json.dumps(told).encode())
     del told[field]
     with pytest.raises(BadMessage, match=field):
-        Beat.from_bytes(json.dumps(told).encode())
+        Beat.from_bytes(CALM + json.dumps(told).encode())
 
 
 @pytest.mark.parametrize("message", [BEAT.to_bytes(), FINDING.to_bytes()])

@@ -13,7 +13,7 @@ pytest.importorskip("horovod.runner")
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "scripts" / "stop.py"
-TIMEOUT = 12
+TIMEOUT = 6
 LAUNCHERS = 8
 """Seconds that launcher and Horovod may take beyond a limit."""
 OF_OTHERS = re.compile("background loop|Terminated|Aborted|terminate called|what\\(\\):")
@@ -46,12 +46,10 @@ ROWS = [
     ("torch", "error", 2, 3),
     ("torch", "exit", 0, 3),
     ("torch", "kill", 0, 3),
-    ("torch", "set", 1, 3),
     ("torch", "lock", 2, 3),
     ("keras", "_exit", 1, 3),
-    ("keras", "stop", 0, 3),
     ("keras", "reduce", 2, 3),
-    ("keras", "error", 0, 3),
+    ("keras", "stop", 0, 3),
 ]
 if SOAK:
     ROWS = [
@@ -119,18 +117,15 @@ def test_a_rank_that_stops_is_named_by_all_others(frontend, how, bad, ranks):
 @pytest.mark.timeout(250)
 @pytest.mark.parametrize("how", ["nap", "late"])
 def test_a_slow_rank_ends_nothing_and_is_no_fault(how):
-    job, lines, _ = run(3, "torch", how, 1, TIMEOUT + 8)
+    job, lines, _ = run(3, "torch", how, 1, 20)
     assert job.returncode == 0, job.stderr
     for rank in range(3):
         (report,) = [line for line in lines[rank] if line.startswith(f"rank {rank}:")]
         assert "no fault in any of 24 steps" in report
-        assert report.endswith("late [1]")
+        assert report.endswith("latest is 1")
     told = [line for line in lines[0] if line.startswith("rank 1 ")]
-    assert len(told) == (2 if how == "nap" else 1)
-    if how == "late":
-        assert re.search(
-            r"rank 1 is slow: it was waited for in \d+ exchanges, 1\d s in all, of", told[0]
-        )
-    else:
-        assert "time.sleep(12)" in told[0]
-        assert told[1] == "rank 1 is back"
+    assert re.search(r"is slow: it was waited for in \d+ exchanges, 1\d s in all, of", told.pop())
+    if how == "nap":
+        assert "time.sleep(12)" in told.pop(0)
+        assert told.pop() == "rank 1 is back"
+    assert told == []

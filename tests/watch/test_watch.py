@@ -77,7 +77,7 @@ def test_what_no_rank_says_is_refused_and_told_once(job, caplog):
     caplog.set_level(logging.WARNING, logger="horovod_detox")
     watches = job(2)
     for message in (b"nonsense", Finding("x").to_bytes(), b"\x80\x04\x95"):
-        watches[1]._spokes[0].send(message)
+        watches[1]._spokes[0].send(message, is_urgent=True)
     assert until(lambda: any("does not understand" in text for text in caplog.messages))
     watches[1].leave("its script has ended")
     assert until(lambda: watches[0]._departed == {1})
