@@ -21,6 +21,9 @@ PATIENCE = 3.0
 """A rank that is at work may take so many times longer than one that stands still."""
 SURE = 1.2
 """Seconds that a rank was missing, each time it was looked, until it is taken to be."""
+FAREWELL = 5.0
+"""Seconds from the farewell of a rank until waits for it are ended: Horovod ends them at once, and
+those that it has completed may take a while to return."""
 GRACE = 1.0
 """Seconds from the end of a connection until the rank is taken to be gone."""
 JOIN = "hvd.join"
@@ -38,6 +41,7 @@ class _Rank:
         seen: what another rank of its host saw of it last.
         seen_at: when.
         left: why and when it has left the job; "": it has not.
+        is_gone: whether it has left without a word.
         is_heard: whether it ever told anything.
         cut_at: when its connection ended; None: it has not.
         is_said: whether it was said to be missing.
@@ -48,6 +52,7 @@ class _Rank:
     seen: Seen | None = None
     seen_at: float = 0.0
     left: str = ""
+    is_gone: bool = False
     is_heard: bool = False
     cut_at: float | None = None
     is_said: bool = False
@@ -79,11 +84,15 @@ class Judge:
         hosts: of the ranks.
         timeout: for so many seconds may others wait for a rank that stands still.
         now: the time, in seconds from anywhere.
+
+    Attributes:
+        timeout: likewise.
+        machines: of the ranks, each of which can see those on its own; by default the hosts.
     """
 
     def __init__(self, hosts: Sequence[str], timeout: float, now: float) -> None:
         self.timeout = timeout
-        self._hosts = tuple(hosts)
+        self._hosts = self.machines = tuple(hosts)
         self._ranks = [_Rank(Beat(), now) for _ in hosts]
         self._began: float | None = now
         self._told_of: set[int] = set()
@@ -106,7 +115,7 @@ class Judge:
         if beat.left and not known.left:
             known.left = f"has left in step {beat.step}: {beat.left}"
         for other, seen in beat.seen.items():
-            if other < len(self._ranks) and self._hosts[other] == self._hosts[rank]:
+            if other < len(self._ranks) and self.machines[other] == self.machines[rank]:
                 self._ranks[other].seen, self._ranks[other].seen_at = seen, now
                 if seen.state == GONE:
                     self._lose(self._ranks[other], seen.hint)
@@ -128,6 +137,7 @@ class Judge:
 
     def _lose(self, known: _Rank, hint: str = "") -> None:
         if not known.left:
+            known.is_gone = True
             place = f" {known.beat.place}," if known.beat.place else ""
             known.left = (
                 f"is gone without a word{f' ({hint})' if hint else ''}, last heard of{place} in "
@@ -150,11 +160,13 @@ class Judge:
             if all(self._is_sure(what, rank, now) for rank in roots):
                 found += self._judge(what, roots, waits, now)
         self._ended |= {finding.ends for finding in found if finding.ends}
-        return [*found, *self._returns({rank for _, rank in missing})]
+        return [*found, *self._returns({rank for _, rank in missing}, now)]
 
     def _is_sure(self, what: str, rank: int, now: float) -> bool:
         """Return whether a rank is missing, and not only heard at another time than others."""
-        return bool(self._ranks[rank].left) or now - self._missing[what, rank] >= SURE
+        known = self._ranks[rank]
+        least = FAREWELL if known.left and not known.is_gone else SURE
+        return now - self._missing[what, rank] >= least
 
     def _departures(self) -> Iterable[Finding]:
         """Yield a word of every rank that has left since the last time."""
@@ -293,12 +305,13 @@ class Judge:
         place = self._ranks[min(there)].beat.place
         return f", {place}" if place else ""
 
-    def _returns(self, missing: set[int]) -> Iterable[Finding]:
+    def _returns(self, missing: set[int], now: float) -> Iterable[Finding]:
         """Say who is back of those that were said to be missing."""
         for rank, known in enumerate(self._ranks):
             if known.is_said and rank not in missing and not known.left:
                 known.is_said = False
-                yield Finding(f"{self._name(rank)} is back")
+                if not known.is_silent(now):
+                    yield Finding(f"{self._name(rank)} is back")
 
     def _stall(self, ranks: set[int], now: float) -> str:
         """Say what missing ranks do."""

@@ -105,6 +105,7 @@ class Watch:
             if keeper != self.rank:
                 endpoints, key = everyone[keeper]["endpoints"], everyone[keeper]["hub"]
                 self._spokes.append(Spoke(endpoints, key, keys, self._context))
+        self._judge.machines = tuple(theirs["kernel"] for theirs in everyone)
         for rank, theirs in enumerate(everyone):
             if rank != self.rank and theirs["kernel"] == me.kernel != "":
                 with suppress(OSError):

@@ -1,6 +1,7 @@
 """The check of a first exchange: real engines, ranks as threads, settings in disguise."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -358,11 +359,16 @@ def test_parameters_are_told_apart_by_their_own_bits():
 
 
 @pytest.mark.parametrize("preflight", [True, False])
-def test_frontends_check_unless_told_not_to(preflight):
+def test_frontends_check_unless_told_not_to(preflight, monkeypatch):
+    nobody = {name: lambda *_: None for name in ("begin", "limit", "end")}  # this is no job
+    watching = SimpleNamespace(connecting=nullcontext, **nobody)
+    monkeypatch.setattr("horovod_detox.frontend.context.watching", watching)
+
     def program(collectives):
         everybody = SimpleNamespace(included=lambda: True, ranks=[0, 1, 2], process_set_id=0)
         hvd = SimpleNamespace(
             init=lambda: None,
+            is_initialized=lambda: True,
             size=lambda: 3,
             local_rank=lambda: collectives.rank,
             global_process_set=everybody,

@@ -216,18 +216,18 @@ def test_tasks_are_done_in_order_and_repeated_while_nothing_else_is_to_be_done()
 
 ENDING = """
 import threading, time
-from horovod_detox.exchange.collectives import process_ends
 from horovod_detox.exchange.driver import Driver
+from horovod_detox.exchange.waits import waits
 
-driver, waits = Driver(), threading.Event()
+driver, has_begun = Driver(), threading.Event()
 
 def wait_for_others():
-    waits.set()
-    process_ends.wait(60)
+    has_begun.set()
+    waits.pause(60)
     print("waited no longer", flush=True)
 
 driver.submit(wait_for_others)
-waits.wait()
+has_begun.wait()
 raise KeyboardInterrupt
 """
 

@@ -96,6 +96,14 @@ def test_one_that_comes_back_is_said_to_be_and_ends_nothing():
     assert not job.ends()
 
 
+def test_who_does_not_answer_is_not_said_to_be_back():
+    job = Job()
+    job.run(5, [WORKS] * 3)
+    job.run(15, [EXCHANGE, EXCHANGE, None], silent=[2])
+    job.run(15, [WORKS, WORKS, None], silent=[2])  # the others have given up
+    assert len(job.found) == 1
+
+
 def test_slow_steps_delay_the_word():
     job = Job()
     waits = {"waiting": EXCHANGE, "median": 5.0}
@@ -138,14 +146,24 @@ def test_a_rank_that_waits_is_missing_when_it_is_stopped():
 
 
 @pytest.mark.parametrize("why", ["ValueError: bad (train.py:4)", "sys.exit(0) (train.py:9)"])
-def test_a_rank_that_says_why_it_leaves_ends_waits_at_once(why):
+def test_why_a_rank_leaves_is_told_at_once_and_ends_waits_that_go_on(why):
     job = Job()
     job.run(2, [EXCHANGE, WORKS, EXCHANGE])
-    job.run(1, [EXCHANGE, {"left": why}, EXCHANGE])
-    (_, departure), (now, end) = job.found
+    job.run(10, [EXCHANGE, {"left": why}, EXCHANGE])
+    (told, departure), (now, end) = job.found
     assert departure.text == f"rank 1 has left in step 8: {why}"
-    assert (departure.left, now) == (1, 2.5)
+    assert (departure.left, told) == (1, 2.5)
+    assert 5 < now < 7
     assert end.text == f"{departure.text}; 2 ranks wait in the exchange of step 8"
+
+
+def test_who_leaves_when_all_is_done_ends_nothing():
+    """The others are on their way out of the last collective, but did not say so yet."""
+    job = Job()
+    job.run(2, [EXCHANGE] * 3)
+    job.run(2, [EXCHANGE, {"left": "its script has ended"}, EXCHANGE])
+    job.run(9, [WORKS, {"left": "its script has ended"}, WORKS])
+    assert not job.ends()
 
 
 def test_who_leaves_while_nobody_waits_ends_nothing():
@@ -158,7 +176,7 @@ def test_a_rank_whose_end_a_neighbour_sees_is_gone():
     job = Job()
     job.run(1, [WORKS, WORKS, WORKS])
     seen = {"waiting": EXCHANGE, "seen": {2: Seen(GONE, hint="memory ran out")}}
-    job.run(0.5, [seen, EXCHANGE, None], silent=[2])
+    job.run(2, [seen, EXCHANGE, None], silent=[2])
     text = f"rank 2 is gone without a word (memory ran out), last heard of {AT}, in step 8"
     assert job.found[0][1].text == text
     assert job.ends()[0][1].missing == (2,)

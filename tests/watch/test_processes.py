@@ -73,7 +73,7 @@ def test_a_busy_neighbour_moves(start):
 
 
 def test_a_neighbour_is_gone_though_its_children_live_on(start):
-    child = start("import os; os.fork() or time.sleep(100); os._exit(0)")
+    child = start("import os; os.fork() or time.sleep(5); os._exit(0)")
     neighbour = Neighbour(child.pid)
     assert until(neighbour.look, GONE).state == GONE
     neighbour.close()
