@@ -74,7 +74,8 @@ class Watch:
         self._left = ""
         self._ended: dict[Wait, float] = {}
         self._said = ""
-        self._has_aborted = self._is_closing = self._told_of_bad_messages = False
+        self._is_victim = self._is_closing = False
+        self._has_aborted = self._told_of_bad_messages = False
         self._news = threading.Condition()
         self._has_told = threading.Event()
         self._wake_reader, self.wake = socket.socketpair()
@@ -136,6 +137,7 @@ class Watch:
         """Return what the job ends by, as far as is known, waiting for such a word for a while."""
         with self._news:
             self._news.wait_for(lambda: self._cause, seconds)
+            self._is_victim |= self._cause is not None
             return self._cause
 
     def say(self, cause: ExchangeTimeout) -> None:
@@ -187,8 +189,8 @@ class Watch:
         """End this process by a signal, if it is to: its main thread may be blocked."""
         for number in signals:
             if why := self.dies_of(number):
-                if waits.outermost() is not None and (cause := self.cause(0)):
-                    self.say(cause)
+                if self._cause and (self._is_victim or waits.outermost() is not None):
+                    self.say(self._cause)
                 self._left = self._left or why
                 self._tell()
                 time.sleep(UNTIL_SENT)
