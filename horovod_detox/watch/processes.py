@@ -53,8 +53,6 @@ class Neighbour:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._handle = os.pidfd_open(pid)
-        self._end = select.poll()
-        self._end.register(self._handle, select.POLLIN)
         self._ticks, self._moved_at = -1, time.monotonic()
         self._killed_before = _killed_for_memory()
 
@@ -81,7 +79,9 @@ class Neighbour:
 
     def is_gone(self) -> bool:
         """Return whether it has ended."""
-        return bool(self._end.poll(0))
+        end = select.poll()  # a new one, as each may be asked by one thread at a time
+        end.register(self._handle, select.POLLIN)
+        return bool(end.poll(0))
 
     def kill(self) -> None:
         """End it, as one that is stopped cannot end itself."""

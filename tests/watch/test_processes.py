@@ -165,3 +165,23 @@ def test_only_connections_made_in_the_block_are_cut_and_none_is_left_to_a_fork()
         for each in (before, before_far, during, during_far):
             each.close()
     sockets.cut()  # of descriptors that are closed, nothing
+
+
+def test_several_threads_may_ask_whether_a_neighbour_is_gone(start):
+    neighbour = Neighbour(start("time.sleep(100)").pid)
+    failed = []
+
+    def ask():
+        try:
+            for _ in range(20_000):
+                neighbour.is_gone()
+        except RuntimeError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    neighbour.close()
+    assert failed == []
