@@ -72,7 +72,7 @@ def run(ranks, *command):
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_ENABLE_ONEDNN_OPTS": "0",
     }
-    launch = [sys.executable, Path(__file__).with_name("launch.py"), ranks, sys.executable]
+    launch = [sys.executable, SCRIPT.with_name("launch.py"), ranks, sys.executable]
     began = time.monotonic()
     job = subprocess.run(
         [*map(str, (*launch, SCRIPT, *command))],
