@@ -2,10 +2,16 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
-STEPS, AT = 24, 8
+AT = 8
+
+
+def steps(how):
+    """Return how many steps the training has, if nothing ends it."""
+    return int(os.environ.get("SOAK", 200)) if how == "late" else 24
 
 
 def stop(how):
@@ -29,7 +35,10 @@ def stop(how):
 
         ctypes.PyDLL(None).sleep(1000)
     elif how == "late":
-        time.sleep(0.6)
+        time.sleep(0.12)
+    elif how == "pause":  # until somebody lets it go on
+        subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def is_due(step, how, rank):
@@ -46,7 +55,7 @@ def with_torch(how, timeout):
     torch.manual_seed(1)
     model = torch.nn.Linear(5, 1)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1))
-    data = torch.utils.data.TensorDataset(torch.ones(STEPS, 5))
+    data = torch.utils.data.TensorDataset(torch.ones(steps(how), 5))
     workers = {"num_workers": 1, "multiprocessing_context": "fork"}
     loader = torch.utils.data.DataLoader(data, **(workers if how in ("kill", "stop") else {}))
     if how == "set":
@@ -90,7 +99,7 @@ def with_keras(how, timeout):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1)])
     model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
-    inputs = np.ones((STEPS, 5), np.float32)
+    inputs = np.ones((steps(how), 5), np.float32)
     model.fit(inputs, inputs[:, :1], batch_size=1, verbose=0, callbacks=[Stop()])
     return hvd
 

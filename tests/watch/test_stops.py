@@ -79,7 +79,7 @@ def run(ranks, *command):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=3000 if SOAK else 200,
     )
     lines = {rank: [] for rank in range(ranks)}
     for rank, line in re.findall(r"^\[(\d+)\]<std(?:out|err)>:(.*)", job.stdout + job.stderr, re.M):
@@ -114,17 +114,19 @@ def test_a_rank_that_stops_is_named_by_all_others(frontend, how, bad, ranks):
         assert "Process name: " + str(bad) in job.stderr  # whom the launcher blames
 
 
-@pytest.mark.timeout(250)
-@pytest.mark.parametrize("how", ["nap", "late"])
+@pytest.mark.timeout(3100 if SOAK else 250)
+@pytest.mark.parametrize("how", ["nap", "late", "pause"])
 def test_a_slow_rank_ends_nothing_and_is_no_fault(how):
     job, lines, _ = run(3, "torch", how, 1, 20)
     assert job.returncode == 0, job.stderr
     for rank in range(3):
         (report,) = [line for line in lines[rank] if line.startswith(f"rank {rank}:")]
-        assert "no fault in any of 24 steps" in report
+        assert re.search(r"no fault in any of \d+ steps", report)
         assert report.endswith("latest is 1")
     told = [line for line in lines[0] if line.startswith("rank 1 ")]
-    assert re.search(r"is slow: it was waited for in \d+ exchanges, 1\d s in all, of", told.pop())
+    if how != "pause":
+        said = told.pop()
+        assert re.search(r"is slow: it was waited for in \d+ exchanges, \d+ s in all, of", said)
     if how == "nap":
         assert "time.sleep(12)" in told.pop(0)
         assert told.pop() == "rank 1 is back"
