@@ -60,7 +60,8 @@ def test_no_promise_is_its_own_counter_test():
     assert all(promise.test != promise.counter_test for promise in promises())
 
 
-REAL = ("`tests/distributed", "`tests/hosts", "`tests/launcher", "`tests/watch/test_stops")
+JOBS = ("distributed", "hosts", "launcher", "watch/test_elastic", "watch/test_stops")
+REAL = tuple(f"`tests/{name}" for name in JOBS)
 """How the names begin of tests that start jobs."""
 
 
