@@ -72,6 +72,18 @@ def test_who_comes_before_all_ranks_are_known_is_heard_then(hub, context):
     early.close()
 
 
+def test_who_is_heard_late_hears_what_was_told_before(hub, context):
+    keys = zmq.curve_keypair()
+    hub.admit([keys[0].decode()])
+    hub.tell(b"news")
+    late = spoke(hub, context, keys)
+    late.send(b"here I am")
+    assert received(hub, 5) == [(0, b"here I am")]
+    assert late.socket.poll(5000)
+    assert list(late.receive()) == [b"news"]
+    late.close()
+
+
 def test_strangers_are_refused_and_told_of_once(hub, context, caplog):
     caplog.set_level(logging.WARNING, logger="horovod_detox")
     keys = zmq.curve_keypair()

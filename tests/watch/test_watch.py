@@ -2,6 +2,9 @@
 
 import logging
 import re
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,7 +12,8 @@ import pytest
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Waits, waits
 from horovod_detox.watch import judge, watch
-from horovod_detox.watch.beats import Beat, Finding
+from horovod_detox.watch.beats import STOPPED, Beat, Finding
+from horovod_detox.watch.processes import Neighbour
 from horovod_detox.watch.watch import Watch, keepers
 
 
@@ -113,6 +117,28 @@ def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):
         assert cut[0] - began >= 0.3
         time.sleep(0.5)
     assert len(cut) == 1
+
+
+def test_a_stopped_rank_is_killed_when_its_limit_is_over_and_no_other_is(job):
+    (first, _) = job(2)
+    code = "import time; print('begun', flush=True); time.sleep(100)"
+    children = []
+    for rank in (1, 7):
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"begun\n"
+        first._neighbours[rank] = Neighbour(child.pid)
+    stopped, sleeping = children
+    stopped.send_signal(signal.SIGSTOP)
+    assert until(lambda: first._neighbours[1].look().state == STOPPED)
+    first._follow(Finding("too late", ends="z", missing=(1, 7)))
+    assert stopped.wait(10) == -signal.SIGKILL
+    assert sleeping.poll() is None
+    sleeping.kill()
+    sleeping.wait()
+    for child in children:
+        child.stdout.close()
 
 
 def test_what_watching_costs(job):
