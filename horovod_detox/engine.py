@@ -315,7 +315,8 @@ class Engine:
             return joined.agree_on_secret(self._collectives)
         if self._secret is None:
             try:
-                self._secret = control.introduce()
+                with waits.waiting(self._what(), self.ranks, once=True):
+                    self._secret = control.introduce()
             except RanksJoined:
                 return joined.agree_on_secret(self._collectives)
         return self._secret
