@@ -102,7 +102,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _line(frame: FrameType, callee: FrameType | None) -> str:
     """Say which line it is, what stands there, and what it has called."""
-    code, number = frame.f_code, frame.f_lineno
+    code, number = frame.f_code, frame.f_lineno or 0  # between two lines there is none
     text = linecache.getline(code.co_filename, number, frame.f_globals).strip()
     text = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}..."
     line = f"{os.path.basename(code.co_filename)}:{number}"

@@ -132,6 +132,14 @@ def test_long_lines_are_cut_and_lines_of_libraries_alone_are_told(monkeypatch):
     assert place(sys._getframe()).startswith("at test_processes.py:")
 
 
+def test_a_frame_may_be_at_no_line():
+    class Frame:
+        f_code, f_lineno = sampled.__code__, None
+        f_globals, f_back = {}, None
+
+    assert place(Frame()) == "at test_processes.py:0"  # pyright: ignore[reportArgumentType]
+
+
 def test_the_place_of_an_error_is_in_the_script():
     with pytest.raises(subprocess.CalledProcessError) as raised:
         subprocess.run(["false"], check=True)
