@@ -237,6 +237,7 @@ class Engine:
         """Return the outcome, and take it down, while the others wait for this rank."""
         with waits.waiting(self._what(), self.ranks, once=True):
             outcome = self._conclude(step, finish)
+        self.ledger.note_waits(step.control.waited)
         waits.pace.note()
         return outcome
 
@@ -281,7 +282,6 @@ class Engine:
         finally:
             self.presence.stopping |= step.control.stopping
             self._waited = time.monotonic() - began
-            self.ledger.note_waits(step.control.waited)
 
     def leave(self) -> None:
         """Tell the others, in their next exchange, that this rank has no more data.

@@ -226,7 +226,8 @@ def in_time(work: Callable[[], Any], name: str, collectives: Any) -> Any:
         thread.start()
         while not results and time.monotonic() < deadline:
             thread.join(PAUSE)
-            check_waits()
+            if not results:
+                check_waits()
         if not results:
             raise ExchangeTimeout.after(collectives.timeout, collectives.rank, name)
         if isinstance(results[0], tf.errors.OpError):

@@ -73,7 +73,10 @@ class Hub:
             return True
         if not self._told_of_strangers:
             self._told_of_strangers = True
-            log.warning("somebody who is no rank of this job has tried to speak to its ranks")
+            log.warning(
+                "a process that is no rank of this job tried to connect to its watch on rank 0 or "
+                "its deputy, and was refused"
+            )
         return False
 
     def receive(self) -> Iterator[tuple[int, bytes]]:
@@ -104,9 +107,10 @@ class Hub:
                 if rank is not None:
                     yield rank
 
-    def tell(self, message: bytes) -> None:
-        """Send something to all ranks; to those that were not heard yet, when they are."""
-        self._told.append(message)
+    def tell(self, message: bytes, is_lasting: bool) -> None:
+        """Send something to all ranks; what is lasting also to those that are heard later."""
+        if is_lasting:
+            self._told.append(message)
         for rank in self._identities:
             self._send(rank, message)
 

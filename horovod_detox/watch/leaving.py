@@ -32,13 +32,14 @@ class Leaving:
     There is one in a process; it may be given another watch.
 
     Args:
-        cut: ends what Horovod would wait for at the end of the process.
+        cut: ends what Horovod would wait for at the end of the process, if it can.
     """
 
-    def __init__(self, cut: Callable[[], None]) -> None:
+    def __init__(self, cut: Callable[[], bool]) -> None:
         self.watch: Watch | None = None
         self._cut = cut
         self._is_victim = False
+        self._is_woken = False
         self._asked = ""
         self._write, self._exit = sys.excepthook, sys.exit
         sys.excepthook = self._on_error
@@ -52,13 +53,14 @@ class Leaving:
         atexit.unregister(self._at_end)  # what was registered last is the first to be called
         if watch is not None:
             atexit.register(self._at_end)
-        if not self._hears_sigterm():
-            return
-        signal.set_wakeup_fd(
-            -1 if watch is None else watch.wake.fileno(), warn_on_full_buffer=False
-        )
-        if watch is not None:
+        is_main = threading.current_thread() is threading.main_thread()
+        if watch is not None and is_main and self._is_sigterm_ours():
+            signal.set_wakeup_fd(watch.wake.fileno(), warn_on_full_buffer=False)
             watch.dies_of = self._dies_of
+            self._is_woken = True
+        elif self._is_woken and is_main:
+            signal.set_wakeup_fd(-1)
+            self._is_woken = False
 
     def cause(self, error: BaseException) -> ExchangeTimeout | None:
         """Return what an error of Horovod comes from, if another rank is behind it."""
@@ -71,7 +73,7 @@ class Leaving:
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         """Write what has ended the script; of a wait that others have ended, a line is enough."""
-        if self.watch is None:
+        if self.watch is None or not _has_ended():
             return self._write(kind, error, trace)
         if isinstance(error, ExchangeTimeout) and error.is_explained:
             self._end_as_victim(error)
@@ -87,7 +89,7 @@ class Leaving:
         assert self.watch is not None
         self._is_victim = True
         self.watch.say(cause)
-        self.watch.leave("it has waited in vain")
+        self.watch.leave("it stopped waiting for another rank")
         if isinstance(cause, RankLeft):
             self.watch.wait_for_their_end(THEIR_END)
         raise SystemExit(TRY_AGAIN)
@@ -106,11 +108,14 @@ class Leaving:
         if self.watch is None:
             return
         self.watch.leave(self._asked or "its script has ended")
-        if self._is_victim or self.watch.has_ended_waits():
-            self._cut()
+        can_end = not (self._is_victim or self.watch.has_ended_waits()) or self._cut()
         watch = self.watch
         self.follow(None)
         watch.close()
+        if self._is_victim and not can_end:  # as under MPI: Horovod's shutdown would wait for ever
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(TRY_AGAIN)
 
     def _hear_sigterm(self) -> None:
         """Say so when SIGTERM ends this process, if the script does not handle it."""
@@ -118,9 +123,8 @@ class Leaving:
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _hears_sigterm(self) -> bool:
-        is_main = threading.current_thread() is threading.main_thread()
-        return is_main and signal.getsignal(signal.SIGTERM) == self._on_sigterm
+    def _is_sigterm_ours(self) -> bool:
+        return signal.getsignal(signal.SIGTERM) == self._on_sigterm
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> NoReturn:
         """End this process, if the watch's thread has not done so."""
@@ -129,12 +133,25 @@ class Leaving:
         os._exit(128 + number)
 
     def _dies_of(self, number: int) -> str:
-        is_ours = signal.getsignal(signal.SIGTERM) == self._on_sigterm
-        return "SIGTERM" if number == signal.SIGTERM and is_ours else ""
+        return "SIGTERM" if number == signal.SIGTERM and self._is_sigterm_ours() else ""
 
     def _forget(self) -> None:
         """Let forked processes, as those of loaders of data, end as they ever did."""
         self.watch = None
-        if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
+        if self._is_woken:
             signal.set_wakeup_fd(-1)
+        if self._is_sigterm_ours():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _has_ended() -> bool:
+    """Return whether the script has ended: a hook for errors may be called while it runs.
+
+    So does C++ with an error that it cannot raise, as torch with warnings that are errors.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return frame is None

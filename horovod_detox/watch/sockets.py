@@ -27,11 +27,13 @@ class Sockets:
         finally:
             self._known |= dict(_sockets().items() - before.items())
 
-    def cut(self) -> None:
-        """Shut them down: what is blocked in them fails at once."""
-        for descriptor in self._still_there():
+    def cut(self) -> bool:
+        """Shut them down: what is blocked in them fails at once. Return whether there were any."""
+        found = [*self._still_there()]
+        for descriptor in found:
             with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
+        return bool(found)
 
     def _close_in_child(self) -> None:
         """Close them in a process that was forked, as by a loader of data.

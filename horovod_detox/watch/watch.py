@@ -65,17 +65,18 @@ class Watch:
         collectives: Collectives,
         hosts: Sequence[str],
         timeout: float,
-        abort: Callable[[], None] = lambda: None,
+        abort: Callable[[], object] = lambda: None,
     ) -> None:
         self.rank, self._hosts, self._abort = collectives.rank, tuple(hosts), abort
         self.dies_of: Callable[[int], str] = lambda number: ""
         self._departed: set[int] = set()
         self._cause: ExchangeTimeout | None = None
+        self._culprits: set[int] = set()
         self._left = ""
         self._ended: dict[Wait, float] = {}
         self._said = ""
-        self._is_victim = self._is_closing = False
-        self._has_aborted = self._told_of_bad_messages = False
+        self._is_victim = self._is_closing = self._is_closed = False
+        self._has_aborted = self._told_of_bad_messages = self._told_of_failure = False
         self._news = threading.Condition()
         self._has_told = threading.Event()
         self._wake_reader, self.wake = socket.socketpair()
@@ -86,7 +87,7 @@ class Watch:
         self._keepers = keepers(hosts)
         self._hub: Hub | None = None
         self._heard: dict[int, tuple[bytes, float]] = {}
-        self._spokes: list[Spoke] = []
+        self._spokes: dict[int, Spoke] = {}
         self._neighbours: dict[int, Neighbour] = {}
         self._meet(collectives)
         self._thread = threading.Thread(target=self._run, name="horovod_detox watch", daemon=True)
@@ -105,7 +106,7 @@ class Watch:
         for keeper in self._keepers:
             if keeper != self.rank:
                 endpoints, key = everyone[keeper]["endpoints"], everyone[keeper]["hub"]
-                self._spokes.append(Spoke(endpoints, key, keys, self._context))
+                self._spokes[keeper] = Spoke(endpoints, key, keys, self._context)
         self._judge.machines = tuple(theirs["kernel"] for theirs in everyone)
         for rank, theirs in enumerate(everyone):
             if rank != self.rank and theirs["kernel"] == me.kernel != "":
@@ -149,9 +150,9 @@ class Watch:
             print(line, file=sys.stderr, flush=True)
 
     def wait_for_their_end(self, seconds: float) -> None:
-        """Let the processes on this host that have left end before this one."""
+        """Let the processes on this host that are the cause of its end do so before it."""
         until = time.monotonic() + seconds
-        leaving = [self._neighbours[rank] for rank in self._departed & self._neighbours.keys()]
+        leaving = [self._neighbours[rank] for rank in self._culprits & self._neighbours.keys()]
         while time.monotonic() < until and not all(each.is_gone() for each in leaving):
             time.sleep(0.05)
 
@@ -160,30 +161,42 @@ class Watch:
             self.wake.send(b"\0")
 
     def _run(self) -> None:
-        sockets = [spoke.socket for spoke in self._spokes]
+        sockets = [spoke.socket for spoke in self._spokes.values()]
         if self._hub:
             sockets += [self._hub.alarm, self._hub.monitor]
         poller = zmq.Poller()
         for each in (self._wake_reader, *sockets, *self._neighbours.values()):
             poller.register(each, select.POLLIN)
         due = time.monotonic()
-        while True:
-            ready = dict(poller.poll(int(1000 * max(0, due - time.monotonic()))))
-            if self._wake_reader.fileno() in ready:
-                self._die_of(self._wake_reader.recv(1000))
-                due = 0.0
-            for neighbour in self._neighbours.values():
-                if neighbour.fileno() in ready:
-                    poller.unregister(neighbour)
-                    due = 0.0
-            if self._hub is not None and self._hub.alarm in ready:
-                due = 0.0
-            self._hear(ready, is_due=time.monotonic() >= due)
-            if time.monotonic() >= due:
+        while not self._is_closed:
+            try:
+                due = self._turn(poller, due)
+            except Exception:  # a rank whose watch has ended would be taken for a silent one
+                if not self._told_of_failure:
+                    self._told_of_failure = True
+                    log.exception("rank %d: the watch has failed, and goes on", self.rank)
                 due = time.monotonic() + SECONDS
-                self._tell()
-            if self._is_closing:
-                return self._end()
+                time.sleep(SECONDS)
+
+    def _turn(self, poller: zmq.Poller, due: float) -> float:
+        """Wait for something to do, and do it; return when the next beat is due."""
+        ready = dict(poller.poll(int(1000 * max(0, due - time.monotonic()))))
+        if self._wake_reader.fileno() in ready:
+            self._die_of(self._wake_reader.recv(1000))
+            due = 0.0
+        for neighbour in self._neighbours.values():
+            if neighbour.fileno() in ready:
+                poller.unregister(neighbour)
+                due = 0.0
+        if self._hub is not None and self._hub.alarm in ready:
+            due = 0.0
+        self._hear(ready, is_due=time.monotonic() >= due)
+        if time.monotonic() >= due:
+            due = time.monotonic() + SECONDS
+            self._tell()
+        if self._is_closing:
+            self._end()
+        return due
 
     def _die_of(self, signals: bytes) -> None:
         """End this process by a signal, if it is to: its main thread may be blocked."""
@@ -197,7 +210,8 @@ class Watch:
                 os._exit(128 + number)
 
     def _end(self) -> None:
-        for each in (*self._spokes, *([self._hub] if self._hub else [])):
+        self._is_closed = True
+        for each in (*self._spokes.values(), *([self._hub] if self._hub else [])):
             each.close()
         for neighbour in self._neighbours.values():
             neighbour.close()
@@ -207,9 +221,9 @@ class Watch:
 
     def _hear(self, ready: Collection[object], is_due: bool) -> None:
         """Take in what others have told: what is usual only when it is due to be judged."""
-        for spoke in self._spokes:
+        for keeper, spoke in self._spokes.items():
             for message in spoke.receive() if spoke.socket in ready else ():
-                with self._only_good_ones():
+                with self._only_good_ones(keeper):
                     self._follow(Finding.from_bytes(message))
         if self._hub is None:
             return
@@ -223,7 +237,7 @@ class Watch:
         """Tell what this rank does; a keeper then judges."""
         beat = self._beat()
         message = beat.to_bytes()
-        for spoke in self._spokes:
+        for spoke in self._spokes.values():
             spoke.send(message, message[:1] == URGENT)
         if beat.left:
             self._has_told.set()
@@ -249,7 +263,7 @@ class Watch:
         for rank in ranks:
             if rank in self._heard:
                 message, at = self._heard[rank]
-                with self._only_good_ones():
+                with self._only_good_ones(rank):
                     self._judge.hear(rank, Beat.from_bytes(message), at)
 
     def _beat(self) -> Beat:
@@ -278,7 +292,7 @@ class Watch:
         assert self._hub is not None
         for finding in findings:
             if finding.left is not None or finding.ends:
-                self._hub.tell(finding.to_bytes())
+                self._hub.tell(finding.to_bytes(), is_lasting=finding.left is not None)
                 self._follow(finding)
             else:
                 log.warning("%s", finding.text)
@@ -291,7 +305,9 @@ class Watch:
         with self._news:
             if finding.left is not None:
                 self._departed.add(finding.left)
-            self._cause = self._cause or why
+            if self._cause is None:
+                self._cause = why
+                self._culprits = {*finding.missing} if finding.left is None else {finding.left}
             self._news.notify_all()
         if not finding.ends:
             return
@@ -317,16 +333,15 @@ class Watch:
             os._exit(TRY_AGAIN)
 
     @contextmanager
-    def _only_good_ones(self) -> Iterator[None]:
+    def _only_good_ones(self, sender: int) -> Iterator[None]:
         """Refuse a message that no rank of this version sends; say so once."""
         try:
             yield
         except BadMessage as error:
             if not self._told_of_bad_messages:
                 self._told_of_bad_messages = True
-                log.warning(
-                    "rank %d has got a message that it does not understand: %s", self.rank, error
-                )
+                text = "rank %d refused a message of rank %d that it cannot read (%s): do both run "
+                log.warning(text + "the same version?", self.rank, sender, error)
 
 
 def keepers(hosts: Sequence[str]) -> tuple[int, ...]:

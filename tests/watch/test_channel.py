@@ -46,7 +46,7 @@ def test_a_rank_is_known_by_its_key(hub, context):
         spokes[number].send(b"hello %d" % number)
     heard = received(hub, 5, 3)
     assert sorted(heard) == [(rank, b"hello %d" % rank) for rank in range(3)]
-    hub.tell(b"back")
+    hub.tell(b"back", is_lasting=False)
     for each in spokes:
         assert each.socket.poll(5000)
         assert list(each.receive()) == [b"back"]
@@ -75,7 +75,8 @@ def test_who_comes_before_all_ranks_are_known_is_heard_then(hub, context):
 def test_who_is_heard_late_hears_what_was_told_before(hub, context):
     keys = zmq.curve_keypair()
     hub.admit([keys[0].decode()])
-    hub.tell(b"news")
+    hub.tell(b"news", is_lasting=True)
+    hub.tell(b"of the moment", is_lasting=False)
     late = spoke(hub, context, keys)
     late.send(b"here I am")
     assert received(hub, 5) == [(0, b"here I am")]
@@ -103,7 +104,7 @@ def test_strangers_are_refused_and_told_of_once(hub, context, caplog):
             honest.send(b"it is me")
             assert received(hub, 5) == [(0, b"it is me")]
             assert received(hub, 0.5) == []
-    told = [text for text in caplog.messages if "no rank of this job" in text]
+    told = [text for text in caplog.messages if "is no rank of this job" in text]
     assert len(told) == 1
     for each in (honest, *strangers, wrong_server):
         each.close()

@@ -85,10 +85,10 @@ def test_what_no_rank_says_is_refused_and_told_once(job, caplog):
     watches = job(2)
     for message in (b"nonsense", Finding("x").to_bytes(), b"\x80\x04\x95"):
         watches[1]._spokes[0].send(message, is_urgent=True)
-    assert until(lambda: any("does not understand" in text for text in caplog.messages))
+    assert until(lambda: any("cannot read" in text for text in caplog.messages))
     watches[1].leave("its script has ended")
     assert until(lambda: watches[0]._departed == {1})
-    assert len([text for text in caplog.messages if "does not understand" in text]) == 1
+    assert len([text for text in caplog.messages if "of rank 1 that it cannot read" in text]) == 1
 
 
 def test_a_keeper_speaks_to_all_and_logs_what_ends_nothing(job, caplog, monkeypatch):
@@ -139,6 +139,36 @@ def test_a_stopped_rank_is_killed_when_its_limit_is_over_and_no_other_is(job):
     sleeping.wait()
     for child in children:
         child.stdout.close()
+
+
+def test_a_watch_that_fails_goes_on_and_says_so_once(job, caplog, monkeypatch):
+    """Who does not watch any more would be taken for a rank that does not answer."""
+    monkeypatch.setattr(watch, "SECONDS", 0.1)
+    watches = job(2)
+    failures = [ValueError("a line that nobody has thought of")] * 3
+
+    def sample():
+        raise failures.pop()
+
+    monkeypatch.setattr(watches[1]._sampler, "sample", sample)
+    assert until(lambda: not failures)
+    monkeypatch.undo()
+    watches[1].leave("its script has ended")
+    assert until(lambda: 1 in watches[0]._departed)
+    assert [text for text in caplog.messages if "watch has failed" in text] == [
+        "rank 1: the watch has failed, and goes on"
+    ]
+
+
+def test_ranks_that_were_let_down_do_not_wait_for_each_other(job):
+    """Only for the process of the rank that is the cause, so that its launcher sees it first."""
+    watches = job(3)
+    watches[2].leave("ValueError: bad")
+    assert watches[0].cause(5) is not None
+    assert watches[1].cause(5) is not None
+    watches[1].leave("it stopped waiting for another rank")
+    assert until(lambda: watches[0]._departed == {1, 2})
+    assert watches[0]._culprits == {2}
 
 
 def test_what_watching_costs(job):
