@@ -126,7 +126,9 @@ class Context:
         ledger = session.ledger() if session and session.rank == 0 else None
         for rank, late in ledger.report().late.items() if ledger else ():
             if late.matters(seconds):
-                log.warning("rank %d is slow: it was waited for %s, of %.0f s", rank, late, seconds)
+                log.warning(
+                    "rank %d is slow: the others waited for it %s of %.0f s", rank, late, seconds
+                )
 
     def reset(self) -> None:
         """Begin anew with the ranks that an elastic job has now, under the same settings."""

@@ -1,6 +1,8 @@
 """Horovod's collectives as a script calls them: the others see who waits, and nobody for ever."""
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 from horovod_detox.exchange.waits import waits
@@ -23,32 +25,48 @@ def is_collective(name: str) -> bool:
     return not name.startswith("_") and any(kind in name for kind in KINDS)
 
 
-def call_watched(
-    function: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    process_set: Any,
-    name: object = None,
-) -> Any:
-    """Call a collective; what begins one, and does not wait, is just called.
+def watched(
+    function: Callable[..., Any], everybody: Any, enter: Callable[[Any], bool]
+) -> Callable[..., Any]:
+    """Return a collective in which the others see who waits; what begins one does not wait.
 
     Args:
-        function: the collective, with its name.
-        args, kwargs: what it is called with.
-        process_set: of the ranks that take part.
-        name: what the script calls it; None: it has no name.
+        function: the collective.
+        everybody: the process set of all ranks, where the call names none.
+        enter: is called before with the process set; returns whether the call waits for others.
 
-    Raises:
-        ExchangeTimeout: when some rank does not take part.
+    Returns:
+        What raises `ExchangeTimeout` when some rank does not take part.
     """
-    if "async" in function.__name__:
-        return function(*args, **kwargs)
-    what = f"hvd.{function.__name__}" + (f"({name!r})" if name else "")
-    with waits.waiting(what, process_set.ranks if process_set.process_set_id else ()):
-        try:
+    signature = inspect.signature(function)
+    begins = "async" in function.__name__
+
+    @wraps(function)
+    def collective(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        process_set = given.get("process_set") or everybody
+        if not enter(process_set) or begins:
             return function(*args, **kwargs)
-        except Exception as error:
-            meaning = explained(error)
-            if meaning is error:
-                raise
-            raise meaning from error
+        name = given.get("name")
+        what = f"hvd.{function.__name__}" + (f"({name!r})" if name else "")
+        with waits.waiting(what, process_set.ranks if process_set.process_set_id else ()):
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                meaning = explained(error)
+                if meaning is error:
+                    raise
+                raise meaning from error
+
+    return collective
+
+
+def collectives_of(
+    namespace: Mapping[str, Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> dict[str, Any]:
+    """Return the collectives of a module by name, wrapped."""
+    return {
+        name: wrap(function)
+        for name, function in namespace.items()
+        if inspect.isfunction(function) and is_collective(name)
+    }

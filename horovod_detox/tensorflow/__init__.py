@@ -20,7 +20,7 @@ from horovod_detox.tensorflow.tape import (
 )
 from horovod_detox.tensorflow.trial import preflight as preflight
 from horovod_detox.tensorflow.variables import broadcast_variables as broadcast_variables
-from horovod_detox.tensorflow.verbs import watched as _watched
+from horovod_detox.tensorflow.verbs import waiting as _waiting
 
 SyncBatchNormalization = _SyncBatchNorm
 init = _context.init
@@ -34,5 +34,5 @@ reset_fault_report = _context.reset_fault_report
 on_fault = _context.on_fault
 agree = _context.agree
 add_process_set = _context.add_process_set
-globals().update(_watched(globals()))
+globals().update(_waiting(globals()))
 __getattr__ = _fall_through(__name__)

@@ -4,37 +4,28 @@ A rank that lacks gradients after a backward pass, and comes here instead of to 
 wait for ranks that wait for it.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import cache, wraps
+from functools import cache
 from typing import Any
 
 import horovod.torch as hvd
 
-from horovod_detox.frontend.verbs import call_watched, is_collective
+from horovod_detox.frontend.verbs import collectives_of, watched
 from horovod_detox.torch import passes
 
 
 def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Return the collectives of a module by name, each so that the ranks meet before it."""
-    return {
-        name: after_exchanges(function)
-        for name, function in namespace.items()
-        if inspect.isfunction(function) and is_collective(name)
-    }
+    return collectives_of(namespace, after_exchanges)
 
 
 @cache
 def after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a collective before which the ranks meet in the exchanges that were postponed."""
-    signature = inspect.signature(function)
+    return watched(function, hvd.global_process_set, _meet)
 
-    @wraps(function)
-    def collective(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        process_set = given.get("process_set") or hvd.global_process_set
-        if passes.any_postponed():
-            passes.meet(process_set.ranks or ())
-        return call_watched(function, args, kwargs, process_set, given.get("name"))
 
-    return collective
+def _meet(process_set: Any) -> bool:
+    if passes.any_postponed():
+        passes.meet(process_set.ranks or ())
+    return True

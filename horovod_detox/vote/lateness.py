@@ -36,7 +36,7 @@ class Late:
 
     def __str__(self) -> str:
         """Tell it in a few words."""
-        return f"in {self.exchanges} exchanges, {self.seconds:.0f} s in all"
+        return f"in {self.exchanges} exchanges, for {self.seconds:.0f} s in total"
 
 
 class Lateness:

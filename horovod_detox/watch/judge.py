@@ -113,7 +113,7 @@ class Judge:
         if known.cut_at is not None and now > known.cut_at:
             known.cut_at = None
         if beat.left and not known.left:
-            known.left = f"has left in step {beat.step}: {beat.left}"
+            known.left = f"has left after {beat.step} exchanges: {beat.left}"
         for other, seen in beat.seen.items():
             if other < len(self._ranks) and self.machines[other] == self.machines[rank]:
                 self._ranks[other].seen, self._ranks[other].seen_at = seen, now
@@ -140,8 +140,8 @@ class Judge:
             known.is_gone = True
             place = f" {known.beat.place}," if known.beat.place else ""
             known.left = (
-                f"is gone without a word{f' ({hint})' if hint else ''}, last heard of{place} in "
-                f"step {known.beat.step}"
+                f"is gone without a word{f' ({hint})' if hint else ''}, last seen{place} after "
+                f"{known.beat.step} exchanges"
             )
 
     def look(self, now: float) -> list[Finding]:
@@ -182,8 +182,8 @@ class Judge:
         self._began = None
         if ranks := [rank for rank, known in enumerate(self._ranks) if not known.is_known()]:
             yield Finding(
-                f"ranks {ranks} are not heard by those who watch the job, which cannot say when "
-                "they stop: can hosts reach each other on all ports?"
+                f"the watch has never heard ranks {ranks} and cannot tell when they stop: open "
+                "the ports between the hosts, else waits for them end late"
             )
 
     def _waits(self, now: float) -> dict[str, dict[int, Waiting]]:
@@ -246,18 +246,16 @@ class Judge:
         limit = self.timeout * (PATIENCE if at_work else 1)
         if left:
             text = "; ".join(self._departure(rank) for rank in sorted(left))
-            text += f"; {_ranks(there)} in {_shown(what)}"
+            text += f"; {_ranks(there)} for it in {_shown(what)}"
             yield Finding(text, ends=what, missing=tuple(sorted(left)))
         elif at_work and what == JOIN:
             return
         elif waited >= limit:
             for rank in roots:
                 self._ranks[rank].is_said = False
-            times = f"{PATIENCE:g} times " if at_work else ""
-            why = ", as it was still at work" if at_work else ""
             yield Finding(
-                f"{self._stall(roots, now)}; {_ranks(there)} in {_shown(what)}, "
-                f"{waited:.0f} s by now, the limit ({times}Detox(timeout={self.timeout:g}){why})",
+                f"{self._stall(roots, now)}; {_ranks(there, waited)} in {_shown(what)}. "
+                f"{self._limit(at_work)}",
                 ends=what,
                 missing=tuple(sorted(roots)),
             )
@@ -274,8 +272,15 @@ class Judge:
             for rank in roots:
                 self._next_word[what, rank] = GROWTH * waited
                 self._ranks[rank].is_said = True
-            place = f"{_ranks(there)} in {_shown(what)}"
-            yield Finding(f"{self._stall(roots, now)}; {place}, {waited:.0f} s by now")
+            place = f"{_ranks(there, waited)} in {_shown(what)}"
+            yield Finding(f"{self._stall(roots, now)}; {place}")
+
+    def _limit(self, at_work: bool) -> str:
+        """Say which limit is over, and how to change it."""
+        setting = f"Detox(timeout={self.timeout:g})"
+        if at_work:
+            setting = f"{PATIENCE:g} x {setting}, as it is at work"
+        return f"The limit is {setting}: set a longer one if the script needs it"
 
     def _judge_circle(
         self, what: str, waits: Mapping[str, Mapping[int, Waiting]], waited: float
@@ -295,8 +300,9 @@ class Judge:
             for where, there in sorted(waits.items())
         )
         yield Finding(
-            f"the ranks wait for each other in different places, {waited:.0f} s by now: {places}. "
-            "They took other paths through the script",
+            f"ranks have been waiting for each other in different places for {waited:.0f} s: "
+            f"{places}. They took different paths through the script: have all ranks call the same "
+            "collectives in the same order",
             ends=what,
             missing=tuple(sorted(lacking)),
         )
@@ -329,7 +335,7 @@ class Judge:
         if known.is_silent(now):
             state = f" ({seen.state})" if seen is not None else ""
             if seen is not None and seen.state == RUNNING:
-                state = " (running: some function keeps python's lock)"
+                state = " (running: a function holds Python's interpreter lock)"
             return f"{name} has not answered for {now - known.at:.0f} s{state}{last}"
         if (still := known.still(now)) < 1:
             return f"{name} is at work, {place}"
@@ -343,14 +349,18 @@ class Judge:
         return f"rank {rank}" + (f" (host {self._hosts[rank]})" if several else "")
 
 
-def _ranks(there: Iterable[int]) -> str:
-    """Say how many wait, or which one.
+def _ranks(there: Iterable[int], seconds: float | None = None) -> str:
+    """Say how many ranks wait, or which one, and for how long if that is given.
 
-    >>> _ranks([3]), _ranks([0, 3])
-    ('rank 3 waits', '2 ranks wait')
+    >>> _ranks([3]), _ranks([0, 3]), _ranks([0, 3], 12.1)
+    ('rank 3 waits', '2 ranks wait', '2 ranks have been waiting for 12 s')
     """
     ranks = sorted(there)
-    return f"rank {ranks[0]} waits" if len(ranks) == 1 else f"{len(ranks)} ranks wait"
+    one = len(ranks) == 1
+    who = f"rank {ranks[0]}" if one else f"{len(ranks)} ranks"
+    if seconds is None:
+        return f"{who} {'waits' if one else 'wait'}"
+    return f"{who} {'has' if one else 'have'} been waiting for {seconds:.0f} s"
 
 
 def _longest(there: Mapping[int, Waiting]) -> float:

@@ -1,7 +1,6 @@
 """Unmodified scripts on real ranks: each job runs several of `tests/scripts`, one after another."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.jobs import ROOT, environment
+
 SCRIPTS = ROOT / "tests" / "scripts"
 HOROVODRUN = Path(sys.executable).with_name("horovodrun")
 ONE_LIAR_PER_GROUP = "reverse(scale=100)@4,5"  # of the groups 0, 2, 4 and 1, 3, 5
@@ -22,16 +22,9 @@ pytestmark = [
 
 def horovodrun(ranks, *command):
     """Run a command on some ranks; return the process and what rank 0 wrote."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "TF_NUM_INTRAOP_THREADS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
-    }
     start = [HOROVODRUN, "--gloo", "-np", str(ranks), sys.executable]
     job = subprocess.run(
-        [*start, *map(str, command)], env=environment, capture_output=True, text=True, timeout=390
+        [*start, *map(str, command)], env=environment(), capture_output=True, text=True, timeout=390
     )
     lines = re.findall(r"^\[0\]<std(?:out|err)>:(.*)", job.stdout + job.stderr, re.MULTILINE)
     return job, lines

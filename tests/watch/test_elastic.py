@@ -1,6 +1,5 @@
 """An elastic job that loses a rank: the others go on from the last commit, with words."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs import ROOT, environment
+
 pytest.importorskip("horovod.runner")
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parents[2]
 HOROVODRUN = Path(sys.executable).with_name("horovodrun")
 HOSTS = ("localhost", "127.0.0.1", "127.1")
 """Names of this machine; a host that has lost a rank is given up as a whole."""
@@ -35,12 +35,10 @@ def test_a_job_that_loses_a_rank_resets_and_says_that_groups_cannot_change(tmp_p
     sizes = ["-np", "3", "--min-np", "2", "--max-np", "3"]
     options = ["--host-discovery-script", discovery, "--network-interfaces", "lo"]
     script = [sys.executable, ROOT / "tests" / "scripts" / "elastic_kill.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"HOROVOD_GLOO_TIMEOUT_SECONDS": "8", "TF_CPP_MIN_LOG_LEVEL": "3"}
     with output.open("w") as file:
         job = subprocess.Popen(
             [*map(str, (HOROVODRUN, *sizes, *options, *script))],
-            env=environment,
+            env=environment(HOROVOD_GLOO_TIMEOUT_SECONDS="8"),
             stdout=file,
             stderr=subprocess.STDOUT,
         )

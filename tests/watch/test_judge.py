@@ -61,13 +61,16 @@ def test_a_rank_that_stands_still_is_named_then_ends_the_wait():
     times = [now for now, _ in job.said()]
     assert [round(now) for now in times] == [11, 22, 44]
     assert re.fullmatch(
-        re.escape(f"rank 2 has been {AT} for 11 s; 2 ranks wait in the exchange of step 8, ")
-        + "10 s by now",
+        re.escape(f"rank 2 has been {AT} for 11 s; 2 ranks have been waiting for 10 s in ")
+        + "the exchange of step 8",
         job.said()[0][1],
     )
     ((now, end),) = job.ends()
     assert (round(now), end.ends, end.missing) == (60, EXCHANGE, (2,))
-    assert end.text.endswith("60 s by now, the limit (Detox(timeout=60))")
+    assert end.text.endswith(
+        "2 ranks have been waiting for 60 s in the exchange of step 8. The limit is "
+        "Detox(timeout=60): set a longer one if the script needs it"
+    )
 
 
 def test_a_rank_that_is_at_work_may_take_three_times_as_long():
@@ -76,7 +79,7 @@ def test_a_rank_that_is_at_work_may_take_three_times_as_long():
     ((now, end),) = job.ends()
     assert round(now) == 180
     assert f"rank 1 is at work, {AT}" in end.text
-    assert "3 times Detox(timeout=60), as it was still at work" in end.text
+    assert "The limit is 3 x Detox(timeout=60), as it is at work: " in end.text
 
 
 def test_one_that_stands_still_ends_a_wait_for_several():
@@ -117,7 +120,7 @@ def test_slow_steps_delay_the_word():
         (STOPPED, "rank 2 has been stopped (SIGSTOP) for 1[01] s, last seen at", 61),
         (SLEEPING, r"rank 2 has not answered for 1[01] s \(sleeping\), last seen at", 61),
         (IN_IO, r"rank 2 has not answered for 1[01] s \(in I/O\), last seen at", 61),
-        (RUNNING, "some function keeps python's lock", 181),
+        (RUNNING, "a function holds Python's interpreter lock", 181),
         (None, "rank 2 has not answered for 1[01] s, last seen at", 61),
     ],
 )
@@ -151,10 +154,10 @@ def test_why_a_rank_leaves_is_told_at_once_and_ends_waits_that_go_on(why):
     job.run(2, [EXCHANGE, WORKS, EXCHANGE])
     job.run(10, [EXCHANGE, {"left": why}, EXCHANGE])
     (told, departure), (now, end) = job.found
-    assert departure.text == f"rank 1 has left in step 8: {why}"
+    assert departure.text == f"rank 1 has left after 8 exchanges: {why}"
     assert (departure.left, told) == (1, 2.5)
     assert 5 < now < 7
-    assert end.text == f"{departure.text}; 2 ranks wait in the exchange of step 8"
+    assert end.text == f"{departure.text}; 2 ranks wait for it in the exchange of step 8"
 
 
 def test_who_leaves_when_all_is_done_ends_nothing():
@@ -177,7 +180,7 @@ def test_a_rank_whose_end_a_neighbour_sees_is_gone():
     job.run(1, [WORKS, WORKS, WORKS])
     seen = {"waiting": EXCHANGE, "seen": {2: Seen(GONE, hint="memory ran out")}}
     job.run(2, [seen, EXCHANGE, None], silent=[2])
-    text = f"rank 2 is gone without a word (memory ran out), last heard of {AT}, in step 8"
+    text = f"rank 2 is gone without a word (memory ran out), last seen {AT}, after 8 exchanges"
     assert job.found[0][1].text == text
     assert job.ends()[0][1].missing == (2,)
 
@@ -222,7 +225,7 @@ def test_ranks_that_wait_for_each_other_end_where_most_are():
     ((now, end),) = job.ends()
     assert (round(now), end.ends, end.missing) == (60, EXCHANGE, (1,))
     assert f"rank 1 waits in hvd.allreduce('loss'), {AT}; 2 ranks wait in the exch" in end.text
-    assert "other paths through the script" in end.text
+    assert "different paths through the script" in end.text
 
 
 def test_who_has_joined_is_not_missing_and_may_wait_for_others_at_work():
@@ -247,7 +250,7 @@ def test_of_ranks_that_were_never_heard_nothing_is_known():
     job = Job(timeout=20.0)
     job.run(300, [EXCHANGE, EXCHANGE, None], silent=[2])
     (text,) = [text for _, text in job.said()]
-    assert text.startswith("ranks [2] are not heard by those who watch the job")
+    assert text.startswith("the watch has never heard ranks [2]")
     assert not job.ends()
 
 
@@ -258,4 +261,4 @@ def test_hosts_are_named_if_there_are_several_and_not_all_of_many_ranks():
     assert "rank 4 (host b) has been" in text
     assert "rank 7 (host b)" in text
     assert "rank 8" not in text
-    assert "; 2 more ranks; 4 ranks wait" in text
+    assert "; 2 more ranks; 4 ranks have been waiting" in text

@@ -49,7 +49,7 @@ def test_every_rank_hears_first_who_left_and_why(job):
     for each in watches:
         cause = each.cause(5)
         assert isinstance(cause, RankLeft)
-        text = r"rank 2 has left in step \d+: ValueError: a bad sample \(train.py:4\)"
+        text = r"rank 2 has left after \d+ exchanges: ValueError: a bad sample \(train.py:4\)"
         assert re.fullmatch(text, str(cause))
     watches[3].leave("it has waited in vain")
     assert until(lambda: watches[0]._departed == {2, 3})
@@ -59,7 +59,7 @@ def test_every_rank_hears_first_who_left_and_why(job):
 def test_rank_1_speaks_when_rank_0_has_left(job):
     watches = job(3)
     watches[0].leave("SIGTERM")
-    assert re.fullmatch(r"rank 0 has left in step \d+: SIGTERM", str(watches[2].cause(5)))
+    assert re.fullmatch(r"rank 0 has left after \d+ exchanges: SIGTERM", str(watches[2].cause(5)))
     watches[0].close()
     watches[2].leave("sys.exit(3) (train.py:4)")
     assert until(lambda: watches[1]._departed == {0, 2})

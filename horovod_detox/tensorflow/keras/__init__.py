@@ -26,8 +26,8 @@ from horovod_detox.tensorflow.keras.optimizer import (
     PartialDistributedOptimizer as PartialDistributedOptimizer,
 )
 from horovod_detox.tensorflow.keras.optimizer import load_model as load_model
-from horovod_detox.tensorflow.verbs import watched as _watched
+from horovod_detox.tensorflow.verbs import waiting as _waiting
 
 _require_tensorflow()
-globals().update(_watched(globals()))
+globals().update(_waiting(globals()))
 __getattr__ = _fall_through(__name__)

@@ -115,7 +115,7 @@ def test_a_rank_that_stays_away_ends_the_wait(start):
     optimizer, variable = hvd.DistributedOptimizer(sgd()), tf.Variable([0.0])
     optimizer.build([variable])
     if hvd.rank() != 1:
-        with pytest.raises(ExchangeTimeout, match=r"rank 1 waits in .*took other paths"):
+        with pytest.raises(ExchangeTimeout, match=r"rank 1 waits in .*took different paths"):
             optimizer.apply([tf.ones(1)], [variable])
     everywhere("all have waited")
     if hvd.rank() == 1:  # now it comes, and finds the others gone ahead

@@ -113,7 +113,7 @@ def test_a_rank_that_stays_away_ends_the_wait(start):
     optimizer = hvd.DistributedOptimizer(sgd(network.parameters()))
     loss = loss_of(network, 0, hvd.group())
     if hvd.rank() != 1:
-        with pytest.raises(ExchangeTimeout, match=r"3 ranks wait in the exchange of step 0"):
+        with pytest.raises(ExchangeTimeout, match=r"3 ranks .*wait.* in the exchange of step 0"):
             loss.backward()
     everywhere("all have waited")
     if hvd.rank() == 1:  # now it comes, and finds the others gone ahead
