@@ -71,6 +71,7 @@ class Watch:
         self.dies_of: Callable[[int], str] = lambda number: ""
         self._departed: set[int] = set()
         self._cause: ExchangeTimeout | None = None
+        self._cause_came_at = 0
         self._culprits: set[int] = set()
         self._left = ""
         self._ended: dict[Wait, float] = {}
@@ -137,9 +138,15 @@ class Watch:
     def cause(self, seconds: float) -> ExchangeTimeout | None:
         """Return what the job ends by, as far as is known, waiting for such a word for a while."""
         with self._news:
-            self._news.wait_for(lambda: self._cause, seconds)
-            self._is_victim |= self._cause is not None
-            return self._cause
+            self._news.wait_for(self._known_cause, seconds)
+            cause = self._known_cause()
+            self._is_victim |= cause is not None
+            return cause
+
+    def _known_cause(self) -> ExchangeTimeout | None:
+        """Return what the job ends by; None: it does not, and not when it has gone on since."""
+        has_gone_on = waits.pace.steps > self._cause_came_at
+        return None if has_gone_on and not isinstance(self._cause, RankLeft) else self._cause
 
     def say(self, cause: ExchangeTimeout) -> None:
         """Say, once, why this rank waits no more, which is not its own fault."""
@@ -202,8 +209,9 @@ class Watch:
         """End this process by a signal, if it is to: its main thread may be blocked."""
         for number in signals:
             if why := self.dies_of(number):
-                if self._cause and (self._is_victim or waits.outermost() is not None):
-                    self.say(self._cause)
+                cause = self._known_cause()
+                if cause and (self._is_victim or waits.outermost() is not None):
+                    self.say(cause)
                 self._left = self._left or why
                 self._tell()
                 time.sleep(UNTIL_SENT)
@@ -305,8 +313,8 @@ class Watch:
         with self._news:
             if finding.left is not None:
                 self._departed.add(finding.left)
-            if self._cause is None:
-                self._cause = why
+            if self._known_cause() is None:
+                self._cause, self._cause_came_at = why, waits.pace.steps
                 self._culprits = {*finding.missing} if finding.left is None else {finding.left}
             self._news.notify_all()
         if not finding.ends:

@@ -102,6 +102,11 @@ def test_a_keeper_speaks_to_all_and_logs_what_ends_nothing(job, caplog, monkeypa
         assert until(lambda: waits.ended() is not None)
     assert caplog.messages == ["rank 1 is slow"]
     assert all(isinstance(each.cause(5), ExchangeTimeout) for each in watches)
+    waits.pace.note()  # the script has caught the error, and its ranks have gone on together
+    assert [each.cause(0) for each in watches] == [None] * 3
+    monkeypatch.undo()
+    watches[2].leave("SIGTERM")
+    assert re.match(r"rank 2 has left .* SIGTERM", str(watches[1].cause(5)))
 
 
 def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):

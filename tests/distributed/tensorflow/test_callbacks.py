@@ -320,6 +320,7 @@ def test_uneven_epochs_are_refused_at_once_or_explained(start):
     )
     with pytest.raises(Exception, match=text):
         compiled(model()).fit(unknown, shuffle=False, verbose=0)
+    everywhere("all have ended")  # the watch gives each wait its limit, which is one of this test
 
 
 def test_what_will_differ_is_said_before_the_first_step(start, caplog):

@@ -136,3 +136,4 @@ def test_a_rank_that_does_not_broadcast_ends_the_wait(start):
     if hvd.rank() == 1:  # now it comes, so that nothing of the wait is left for other tests
         with pytest.raises(RanksDisagree, match="rank 1 has no parameter"):
             hvd.broadcast_variables([], root_rank=0)
+    everywhere("rank 1 has ended, too")

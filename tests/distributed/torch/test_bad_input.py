@@ -119,4 +119,5 @@ def test_a_rank_that_stays_away_ends_the_wait(start):
     if hvd.rank() == 1:  # now it comes, and finds the others gone ahead
         with pytest.raises((ExchangeTimeout, RanksDisagree)):
             loss.backward()
+    everywhere("rank 1 has ended, too")
     del optimizer
