@@ -24,7 +24,7 @@ from horovod_detox import Detox
 from horovod_detox.aggregators import by_name
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.torch.context import context
-from horovod_detox.vote.ledger import Event
+from horovod_detox.vote.report import Event
 from measuring.clock import Operation
 from measuring.traffic import Traffic
 

@@ -23,8 +23,9 @@ from horovod_detox.exchange.waits import waits
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
 from horovod_detox.vote.fingerprint import Fingerprints
-from horovod_detox.vote.ledger import DIVERGENCE, OUT_OF_STEP, Ledger
+from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.report import DIVERGENCE, OUT_OF_STEP
 from horovod_detox.vote.work import Tally
 
 

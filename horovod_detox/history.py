@@ -8,8 +8,9 @@ from horovod_detox.config import Plan
 from horovod_detox.exchange.momentum import Means, Momentum, updated
 from horovod_detox.exchange.step import Memory, NoMajority, Outcome
 from horovod_detox.packing.layout import Layout
-from horovod_detox.vote.ledger import DIVERGENCE, RECEPTION, Ledger
+from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.report import DIVERGENCE, RECEPTION
 from horovod_detox.vote.suspicion import Pair
 
 DISTRUSTED_STEPS = 1000

@@ -41,8 +41,8 @@ from horovod_detox.exchange.evidence import Deaf, Findings, Silenced
 from horovod_detox.exchange.part import SentPart, VotedPart, conclude
 from horovod_detox.exchange.step import NoMajority, Outcome, Step, rule_for
 from horovod_detox.vote.groups import Groups
-from horovod_detox.vote.ledger import MISCALCULATION, RECEPTION
 from horovod_detox.vote.majority import Verdict, merge
+from horovod_detox.vote.report import MISCALCULATION, RECEPTION
 
 
 def exchange(step: Step) -> Outcome:

@@ -168,7 +168,7 @@ class Outcome:
         update: `(w,)` words, the aggregated gradient; the same bits on every rank.
         verdict: the vote of every group.
         non_finite: the groups whose vote held NaN or infinity.
-        named: the ranks at fault otherwise than by their vote, by kind: see `vote.ledger`.
+        named: the ranks at fault otherwise than by their vote, by kind: see `vote.report`.
         suspects: pairs of a sender and a receiver, one of which is faulty.
         means: with momentum, those that this rank computed.
         digest: `(2,)` of int64, of the update, if the exchange took it; the same on every rank.

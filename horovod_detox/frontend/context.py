@@ -27,7 +27,7 @@ from horovod_detox.frontend.session import Session, agree
 from horovod_detox.frontend.watching import watching
 from horovod_detox.vote.agreement import RULES, NoAgreement, agreed, votes_of
 from horovod_detox.vote.groups import group_seeds
-from horovod_detox.vote.ledger import Event, FaultReport
+from horovod_detox.vote.report import Event, FaultReport
 from horovod_detox.vote.work import Tally
 from horovod_detox.watch.judge import PATIENCE
 

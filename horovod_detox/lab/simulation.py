@@ -39,7 +39,7 @@ class StepRecord:
         step: its number, from 0.
         loss: the mean of the groups' honest losses.
         faulty: the ranks that the attack took.
-        dissenters, abstentions, non_finite: as in `vote.ledger.Event`.
+        dissenters, abstentions, non_finite: as in `vote.report.Event`.
         gradient_seconds: to compute one rank's gradient, on average.
         aggregation_seconds: to vote on and aggregate the copies of all ranks.
         seconds: of the whole step.

@@ -1,31 +1,33 @@
 """The fault ledger: which rank dissented, which group abstained, when."""
 
-import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
 from horovod_detox.vote.groups import Groups
-from horovod_detox.vote.lateness import Late, Lateness
+from horovod_detox.vote.lateness import Lateness
 from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.report import (
+    ABSTENTION,
+    DISSENT,
+    DIVERGENCE,
+    KINDS,
+    MISCALCULATION,
+    NON_FINITE,
+    OF_RANKS,
+    OUT_OF_STEP,
+    RECEPTION,
+    SUSPICION,
+    Event,
+    FaultReport,
+)
 from horovod_detox.vote.suspicion import Pair
-from horovod_detox.vote.work import Tally, Work, totals
+from horovod_detox.vote.work import Tally
 
-DISSENT = "dissent"
-ABSTENTION = "abstention"
-NON_FINITE = "non_finite"
-MISCALCULATION = "miscalculation"
-DIVERGENCE = "divergence"
-OUT_OF_STEP = "out_of_step"
-RECEPTION = "reception"
-SUSPICION = "suspicion"
-OF_RANKS = (MISCALCULATION, DIVERGENCE, OUT_OF_STEP, RECEPTION)
-"""What a rank is named for beside its vote."""
-KINDS = (DISSENT, ABSTENTION, NON_FINITE, *OF_RANKS, SUSPICION)
 KEPT_EVENTS = 10_000
 _POWERS = frozenset(10**n for n in range(1, 19))
 """After so many steps a fault is told again."""
@@ -43,153 +45,6 @@ _VERBS = {
 }
 
 log = logging.getLogger("horovod_detox")
-
-
-@dataclass(frozen=True)
-class Event:
-    """One recorded fact.
-
-    Attributes:
-        step: number of the exchange, from 0.
-        kind: `dissent` (the copies of `ranks` lost their group's vote), `abstention` (the group
-            had no strict majority; `ranks`, its members, are suspects), `non_finite` (the group's
-            vote held NaN or infinity and was excluded), `miscalculation` (what `ranks` of the group
-            computed for all was not what most of the slice's witnesses computed), `divergence`
-            (`ranks` held another update of the step before than most), `out_of_step` (since the
-            exchange before, the optimizer of `ranks` has stepped more or less often than that of
-            most ranks, so that they hold other weights), `reception` (`ranks` do not
-            receive what others send), `suspicion` (the second of `ranks` says it received other
-            words from the first than these were fingerprinted: one of the two is faulty).
-        group: index of the group.
-        ranks: the ranks concerned, ascending.
-        hosts: the host of each of them; empty when all ranks of the job are on one.
-    """
-
-    step: int
-    kind: str
-    group: int
-    ranks: tuple[int, ...]
-    hosts: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """Tell the fact in one line."""
-        ranks, members = _list(self.ranks), _list(self.ranks)
-        if self.hosts:
-            places = zip(self.ranks, self.hosts, strict=True)
-            ranks = _list(f"{rank} (host {host})" for rank, host in places)
-            members += f" on hosts {_list(dict.fromkeys(self.hosts))}"
-        what = {
-            DISSENT: f"group {self.group} outvoted rank {ranks}",
-            ABSTENTION: f"group {self.group} had no majority and was left out (ranks {members})",
-            NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {members})",
-            MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
-            DIVERGENCE: f"rank {ranks} held another update of the step before than most ranks",
-            OUT_OF_STEP: f"rank {ranks} has stepped more or less often than most ranks since the "
-            "exchange before: it holds other weights",
-            RECEPTION: f"rank {ranks} does not receive what others send",
-            SUSPICION: f"one of ranks {ranks} is faulty: the first sends, or the second receives, "
-            "other words than were fingerprinted",
-        }
-        return f"step {self.step}: {what[self.kind]}"
-
-
-@dataclass(frozen=True)
-class FaultReport:
-    """The account so far, the same on every rank.
-
-    Attributes:
-        steps: number of exchanges.
-        skipped: how many of them had no update, so that no rank stepped.
-        dissents: number of steps in which each rank dissented; honest ranks are absent.
-        abstentions: number of steps in which each group abstained.
-        non_finite: number of steps in which each group's vote was not finite.
-        miscalculations: number of steps in which each rank computed a wrong part of the update;
-            known with `Detox(witnesses=2)` or more.
-        divergences: number of steps in which each rank held another update of the step before.
-        out_of_step: number of steps before which the optimizer of each rank had stepped more or
-            less often than that of most ranks.
-        receptions: number of steps in which each rank did not receive what others sent.
-        suspicions: number of steps in which each rank was one of two of which one is faulty.
-        spans: the first and the last step of each fault, by kind (see `Event`) and rank or group.
-        events: the latest facts (`KEPT_EVENTS` at most), oldest first.
-        hosts: the host of every rank; empty when they are not known.
-        optimizers: what every optimizer has done, as this rank counts it, in the order in which
-            they were wrapped.
-        late: the ranks that others waited for, how often and how long: slow, which is no fault.
-    """
-
-    steps: int = 0
-    skipped: int = 0
-    dissents: dict[int, int] = field(default_factory=dict)
-    abstentions: dict[int, int] = field(default_factory=dict)
-    non_finite: dict[int, int] = field(default_factory=dict)
-    miscalculations: dict[int, int] = field(default_factory=dict)
-    divergences: dict[int, int] = field(default_factory=dict)
-    out_of_step: dict[int, int] = field(default_factory=dict)
-    receptions: dict[int, int] = field(default_factory=dict)
-    suspicions: dict[int, int] = field(default_factory=dict)
-    spans: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
-    events: tuple[Event, ...] = ()
-    hosts: dict[int, str] = field(default_factory=dict)
-    optimizers: tuple[Work, ...] = ()
-    late: dict[int, Late] = field(default_factory=dict, compare=False)
-
-    @property
-    def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
-        """Return the ranks that were ever named, by host."""
-        named = [
-            self.dissents,
-            self.miscalculations,
-            self.divergences,
-            self.out_of_step,
-            self.receptions,
-        ]
-        return _by_host(sorted(set().union(*named)), self.hosts)
-
-    def __str__(self) -> str:
-        """Tell the account in one line."""
-        found = [f"{who} dissented in {n}" for who, n in self._culprits(self.dissents)]
-        found += [f"group {group} abstained in {n}" for group, n in self.abstentions.items()]
-        found += [f"group {group} was not finite in {n}" for group, n in self.non_finite.items()]
-        found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
-        found += [f"{who} diverged in {n}" for who, n in self._culprits(self.divergences)]
-        found += [f"{who} was out of step in {n}" for who, n in self._culprits(self.out_of_step)]
-        found += [f"{who} received badly in {n}" for who, n in self._culprits(self.receptions)]
-        found += [f"{who} was suspected in {n}" for who, n in self._culprits(self.suspicions)]
-        skipped = f", {self.skipped} of them skipped" if self.skipped else ""
-        said = f"{', '.join(found) or 'no fault in any'} of {self.steps} steps{skipped}"
-        return "; ".join([said, *map(str, totals(self.optimizers))])
-
-    def to_json(self) -> str:
-        """Serialise the report, events included."""
-        return json.dumps(asdict(self))
-
-    def _culprits(self, totals: Mapping[int, int]) -> Iterator[tuple[str, str]]:
-        """Yield who is at fault, and in how many steps: ranks, or a host of which all ranks are."""
-        everyone = _by_host(self.hosts, self.hosts)
-        if len(everyone) < 2:
-            yield from ((f"rank {rank}", str(n)) for rank, n in totals.items())
-            return
-        for host, ranks in _by_host(totals, self.hosts).items():
-            if len(ranks) > 1 and ranks == everyone[host]:
-                least, most = min(totals[r] for r in ranks), max(totals[r] for r in ranks)
-                n = str(most) if least == most else f"{least} to {most}"
-                yield f"host {host} (ranks {_list(ranks)})", n
-            else:
-                yield from ((f"rank {rank} (host {host})", str(totals[rank])) for rank in ranks)
-
-
-def _by_host(ranks: Iterable[int], hosts: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
-    """Sort ranks by their hosts, as far as these are known."""
-    ranks_of: dict[str, tuple[int, ...]] = {}
-    for rank in ranks:
-        if host := hosts.get(rank):
-            ranks_of[host] = (*ranks_of.get(host, ()), rank)
-    return ranks_of
-
-
-def _list(things: Iterable[object]) -> str:
-    return ", ".join(map(str, things))
 
 
 @dataclass

@@ -5,8 +5,9 @@ import logging
 
 from horovod_detox.vote import ledger as ledger_module
 from horovod_detox.vote.groups import form_groups
-from horovod_detox.vote.ledger import Event, FaultReport, Ledger
+from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict, Vote
+from horovod_detox.vote.report import Event, FaultReport
 from horovod_detox.vote.work import Tally
 
 GROUPS = form_groups(6, 3)  # (0, 2, 4) and (1, 3, 5)
