@@ -57,6 +57,9 @@ class Detox:
         overlap_bytes: larger gradients are exchanged in parts of at most so many bytes (`sharded`
             without a tolerance), in PyTorch each as soon as the backward pass has computed it; 0:
             as a whole, after the backward pass.
+        scrub_every: after so many exchanges ranks compare what they hold alike (weights, optimizer
+            state, buffers, random states), and who differs from most is healed; see
+            docs/replicas.md. 0: only when a vote was lost.
         seed: seed of the random placement.
 
     Raises:
@@ -79,6 +82,7 @@ class Detox:
     exchange: str = "sharded"
     one_round_bytes: int = 1 << 22
     overlap_bytes: int = 1 << 24
+    scrub_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +91,7 @@ class Detox:
         _check_integer("witnesses", self.witnesses, at_least=0)
         _check_integer("one_round_bytes", self.one_round_bytes, at_least=0)
         _check_integer("overlap_bytes", self.overlap_bytes, at_least=0)
+        _check_integer("scrub_every", self.scrub_every, at_least=0)
         if self.buckets is not None:
             _check_integer("buckets", self.buckets, at_least=1)
         if self.num_byzantine is not None:

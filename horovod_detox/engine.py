@@ -22,10 +22,11 @@ from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.exchange.waits import waits
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
+from horovod_detox.replicas.replicas import FIRST, Replicas
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
-from horovod_detox.vote.report import DIVERGENCE, OUT_OF_STEP
+from horovod_detox.vote.report import DIVERGENCE, NOTHING_FOUND, OUT_OF_STEP, Findings
 from horovod_detox.vote.work import Tally
 
 
@@ -83,6 +84,7 @@ class Engine:
         has_begun: whether there was an exchange.
         ranks: who takes part, as the job counts them; empty: all.
         check: raises where the job is not what it was when it began.
+        replicas: what this rank holds alike with others; None: that is not looked after.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Engine:
         self.has_begun = False
         self.ranks: tuple[int, ...] = ()
         self.check: Callable[[], None] = lambda: None
+        self.replicas: Replicas | None = None
         self._layout: Layout
         self._steps_told = 0
         self._waited = 0.0
@@ -222,13 +225,17 @@ class Engine:
         if self._first_step is not None and not self.presence.some_have_joined:
             self._first_step.begin(self._collectives, self._weights_digest)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
+        fingerprints = Fingerprints(secret, self.step, self.plan.config.fingerprint)
+        if self.replicas is not None and self.replicas.is_due(self.step):
+            told = self.replicas.told(self._collectives.rank, fingerprints)
+            control.tell_of_replicas(*told)
         return Step(
             self._collectives,
             plan,
             layout.buffers,
             copy,
             control,
-            Fingerprints(secret, self.step, self.plan.config.fingerprint),
+            fingerprints,
             memory,
             update,
             is_complete,
@@ -256,7 +263,7 @@ class Engine:
             self.tally.exchanges += 1
             if first is not None and first.explain(error, step.copy, layout):
                 return self._leave_out(error, step)
-            return self._skip(error, step)
+            return self._skip(error, step, self._compare(step, error.verdict or Verdict(())))
         if first is not None and first.check(outcome, step.copy, layout):
             self._first_step = None
         digest = outcome.digest
@@ -265,7 +272,19 @@ class Engine:
         self._digest = digest
         if named := _named(step.control):
             outcome = replace(outcome, named={**outcome.named, **named})
-        return self.history.record(outcome, layout)
+        return self.history.record(outcome, layout, self._compare(step, outcome.verdict))
+
+    def _compare(self, step: Step, verdict: Verdict) -> Findings:
+        """Compare what ranks hold alike, and heal it, if there is a reason to."""
+        replicas, control = self.replicas, step.control
+        if replicas is None or self.presence.some_have_joined:
+            return NOTHING_FOUND
+        accused = replicas.accused_anew(verdict)
+        is_odd = replicas.differ(control.replicas) or control.has_unknown
+        if self.step < FIRST or not (accused or is_odd or control.diverged or control.out_of_step):
+            return NOTHING_FOUND
+        dissenters = accused & {*verdict.dissenters}
+        return replicas.compare(self._collectives, step.fingerprints, dissenters)
 
     def _together(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
         """Return the outcome, also if ranks have joined; note who wants to stop."""
@@ -330,11 +349,11 @@ class Engine:
         failed = failure if self._skips else None
         return Outcome(step.update, Verdict(()), (), failure=failed)
 
-    def _skip(self, failure: NoMajority, step: Step) -> Outcome:
+    def _skip(self, failure: NoMajority, step: Step, findings: Findings) -> Outcome:
         """Return the outcome of a step without an update, if it is to be skipped."""
         self._digest = np.zeros(WORDS, dtype=np.int64)
         most = self.plan.config.max_skipped_steps if self._skips else 0
-        self.history.skip(failure, most, _named(step.control))
+        self.history.skip(failure, most, _named(step.control), findings)
         step.update[:] = 0
         verdict = failure.verdict or Verdict(())
         return Outcome(step.update, verdict, failure.non_finite, failure=failure)

@@ -10,7 +10,7 @@ from horovod_detox.exchange.step import Memory, NoMajority, Outcome
 from horovod_detox.packing.layout import Layout
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
-from horovod_detox.vote.report import DIVERGENCE, RECEPTION
+from horovod_detox.vote.report import DIVERGENCE, NOTHING_FOUND, RECEPTION, Findings
 from horovod_detox.vote.suspicion import Pair
 
 DISTRUSTED_STEPS = 1000
@@ -76,13 +76,15 @@ class History:
         first = self.step - DISTRUSTED_STEPS
         return frozenset(key for key, step in last.items() if step >= first)
 
-    def record(self, outcome: Outcome, layout: Layout) -> Outcome:
+    def record(
+        self, outcome: Outcome, layout: Layout, findings: Findings = NOTHING_FOUND
+    ) -> Outcome:
         """Take down the outcome of the exchange that was given the latest `memory`.
 
         Of its update, which its receiver may write to, a copy is kept. One that is not finite
         leaves no trace but in the ledger.
         """
-        self._enter(outcome.verdict, outcome.non_finite, outcome.named, outcome.suspects)
+        self._enter(outcome.verdict, outcome.non_finite, outcome.named, outcome.suspects, findings)
         self.skipped = 0
         if layout != self._layout:
             self._layout, self._previous, self._means = layout, None, {}
@@ -92,19 +94,26 @@ class History:
             self._means = updated(self._means, outcome.means)
         return outcome
 
-    def skip(self, failure: NoMajority, most: int, named: Mapping[str, Sequence[int]]) -> None:
+    def skip(
+        self,
+        failure: NoMajority,
+        most: int,
+        named: Mapping[str, Sequence[int]],
+        findings: Findings = NOTHING_FOUND,
+    ) -> None:
         """Take down a step without an update, which leaves no trace but in the ledger.
 
         Args:
             failure: why there is none.
             most: so many steps in a row may be skipped.
             named: as of an outcome.
+            findings: of what ranks hold alike.
 
         Raises:
             NoMajority: when so many were skipped before.
         """
         step = self.step
-        self._enter(failure.verdict or Verdict(()), failure.non_finite, named)
+        self._enter(failure.verdict or Verdict(()), failure.non_finite, named, (), findings)
         if not most:
             raise failure
         is_fault = not (failure.verdict and failure.verdict.joined)
@@ -131,9 +140,10 @@ class History:
         non_finite: tuple[int, ...],
         named: Mapping[str, Sequence[int]],
         suspects: Collection[Pair] = (),
+        findings: Findings = NOTHING_FOUND,
     ) -> None:
         """Note in the ledger what was found in a step, and whom to distrust; count the step."""
-        self.ledger.record(self.step, verdict, non_finite, named, suspects)
+        self.ledger.record(self.step, verdict, non_finite, named, suspects, findings)
         for kind in (RECEPTION, DIVERGENCE):
             self._last_unreliable |= dict.fromkeys(named.get(kind, ()), self.step)
         self._last_suspects |= dict.fromkeys(suspects, self.step)

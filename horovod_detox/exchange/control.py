@@ -24,17 +24,23 @@ RECORD = np.dtype(
         ("steps", np.int64),  # how often the optimizer has stepped since that exchange
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
         ("flags", np.int64),  # what is not the usual: INCOMPLETE, JOINED or STOPS
+        ("replicas", np.int64, 4),  # digests of what ranks hold alike, when that is compared
         ("waited", np.int64),  # microseconds that this rank waited in the exchange before
     ]
 )
 """What a rank tells all others with every exchange."""
 _WORDS = RECORD.itemsize // 8
+_USUAL = _WORDS - 5
+"""So many words of a record are usually the same on all ranks: all but the last two fields."""
 INCOMPLETE = 1
 """The flag of a rank that has not all of its gradients: it sends no copy beside the record."""
 JOINED = 2
 """The flag of a rank that has no more data: it will take part in nothing until all others join."""
 STOPS = 4
 """The flag of a rank that wants to end the training, and trains on until most want it."""
+UNKNOWN = 8
+"""The flag of a rank that holds what was never compared with others."""
+FLAGS = INCOMPLETE | JOINED | STOPS | UNKNOWN
 ENTROPY = 32
 """Random bytes of each rank, and of the secret."""
 
@@ -81,6 +87,8 @@ class Control:
         joined: the ranks that have no more data; before, all had.
         wants_to_stop: whether this rank wants to end the training.
         stopping: the ranks that want to.
+        replicas: `(p, 4)`, what the ranks tell of what they hold alike, once they are heard.
+        has_unknown: whether some rank holds what was never compared.
     """
 
     def __init__(
@@ -102,8 +110,10 @@ class Control:
         self.joined: set[int] = set()
         self.wants_to_stop = False
         self.stopping: set[int] = set()
+        self.replicas = np.zeros((0, 4), np.int64)
+        self.has_unknown = False
         self.waited = np.zeros(0)
-        mine = (step, layout.digest, update, steps, settings, 0, int(1e6 * waited))
+        mine = (step, layout.digest, update, steps, settings, 0, 0, int(1e6 * waited))
         self._record = np.array([mine], RECORD)
 
     def introduce(self) -> bytes:
@@ -121,6 +131,11 @@ class Control:
         gathered = gathered.reshape(self._collectives.size, -1)
         random = self.hear(list(gathered))
         return hashlib.blake2b(np.concatenate(random).tobytes(), digest_size=ENTROPY).digest()
+
+    def tell_of_replicas(self, told: np.ndarray, is_unknown: bool) -> None:
+        """Tell the others, with the record, what `replicas.Replicas.told` returns."""
+        self._record["replicas"] = told
+        self._record["flags"] |= UNKNOWN * is_unknown
 
     def tell(self, facts: Sequence[int] | np.ndarray = (), is_complete: bool = True) -> np.ndarray:
         """Return this rank's record with facts behind it: `(n,)` of int64."""
@@ -143,8 +158,9 @@ class Control:
     def _compare(self, records: np.ndarray) -> None:
         """Return if all ranks are about to do the same; else find out what differs, together."""
         self.waited = records["waited"] / 1e6
-        but_waited = records.view(np.int64).reshape(len(records), _WORDS)[:, :-1]
-        if (but_waited == but_waited[0]).all() and not records["flags"].any():
+        self.replicas = records["replicas"]
+        usual = records.view(np.int64).reshape(len(records), _WORDS)[:, :_USUAL]
+        if (usual == usual[0]).all() and not records["flags"].any():
             return
         if len(np.unique(records["step"])) > 1:
             steps = records["step"].tolist()
@@ -178,7 +194,8 @@ class Control:
         self.incomplete |= set(np.flatnonzero(records["flags"] & INCOMPLETE).tolist())
         self.joined |= set(np.flatnonzero(records["flags"] & JOINED).tolist())
         self.stopping |= set(np.flatnonzero(records["flags"] & STOPS).tolist())
-        if odd := np.flatnonzero(records["flags"] & ~(INCOMPLETE | JOINED | STOPS)).tolist():
+        self.has_unknown |= bool((records["flags"] & UNKNOWN).any())
+        if odd := np.flatnonzero(records["flags"] & ~FLAGS).tolist():
             raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
 
 

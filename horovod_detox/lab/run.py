@@ -29,6 +29,7 @@ OF_A_REAL_JOB = (
     "witnesses",
     "timeout",
     "preflight",
+    "scrub_every",
 )
 """The settings of Detox that say how copies travel: without meaning where all are in one place."""
 SETTINGS = {f.name for f in fields(Detox)} - {*OF_A_REAL_JOB, "seed"}

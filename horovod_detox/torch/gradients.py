@@ -16,8 +16,10 @@ from horovod_detox.frontend.context import Engines
 from horovod_detox.frontend.overlap import Overlap
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.torch import Packing, SignPacking, packing_of
+from horovod_detox.replicas.pieces import Piece
 from horovod_detox.torch import passes
 from horovod_detox.torch.early import EarlyGradients
+from horovod_detox.torch.replicas import holdings
 
 _numbers = count()
 
@@ -38,6 +40,7 @@ class GradientExchange:
         passes: backward passes per step; gradients are summed locally until the last.
         factor: what the update is multiplied by.
         ranks: who exchanges.
+        pieces: returns what this rank holds alike with others; None: that is not looked after.
 
     Attributes:
         number, ranks, together: see `passes.Exchange`.
@@ -51,11 +54,18 @@ class GradientExchange:
         passes: int,
         factor: float,
         ranks: Iterable[int],
+        pieces: Callable[[], list[Piece]] | None = None,
     ) -> None:
         self.number, self.ranks = next(_numbers), frozenset(ranks)
         self.together: set[Any] = set()
         self._engines = engines
-        self._engine = engines.make_for_gradients(factor, skips=True, weights=self._weights)
+        self._engine = engines.make_for_gradients(
+            factor,
+            skips=True,
+            weights=self._weights,
+            pieces=pieces,
+            batch=holdings.digest_of_batches,
+        )
         self._failure: NoMajority | None = None
         self._holds_update = False
         self._loss_engine: Engine | None = None
@@ -255,6 +265,7 @@ class GradientExchange:
             copy, update = self._packing.pack(), self._packing.update
             outcome = self._engine.exchange(copy, layout, update, is_complete)
             self._packing.unpack(outcome.update, self._factor)
+        holdings.batches.clear()
         self._exchanged = self._holds_update = True
         self._failure = outcome.failure
         self._to_be_skipped = not outcome.is_finite

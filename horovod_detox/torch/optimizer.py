@@ -12,9 +12,11 @@ import torch
 from horovod_detox.attacks import Attack
 from horovod_detox.frontend.fall_through import fall_through
 from horovod_detox.frontend.reduction import Reduction
+from horovod_detox.replicas.pieces import Piece
 from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
+from horovod_detox.torch.replicas import holdings, of_optimizer, remember_batches
 from horovod_detox.vote.work import Tally
 
 __getattr__ = fall_through(__name__)
@@ -115,7 +117,14 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 reduction.backward_passes_per_step,
                 reduction.factor(len(engines.plan.groups)),
                 reduction.process_set.ranks,
+                self._pieces,
             )
+            holdings.trained.add(self)
+            remember_batches(holdings)
+
+    def _pieces(self) -> list[Piece]:
+        """Return what this rank holds alike with others."""
+        return [*of_optimizer(self, self._named_parameters()), *holdings.pieces()]
 
     def _named_parameters(self) -> list[tuple[str, torch.Tensor]]:
         """Return the current (name, parameter) pairs, the last first: as they get gradients."""

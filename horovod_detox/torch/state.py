@@ -6,6 +6,8 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
+from horovod_detox.torch.replicas import holdings
+
 State = list[dict[str, Any]]
 """For each parameter of an optimizer what is kept of it; nothing before the first step."""
 
@@ -25,6 +27,7 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
     for (_, tensor), (_, received) in zip(named, sent, strict=True):
         if received is not tensor:
             tensor.copy_(received)
+    holdings.hold(named)
 
 
 @torch.no_grad()

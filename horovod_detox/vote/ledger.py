@@ -1,7 +1,7 @@
 """The fault ledger: which rank dissented, which group abstained, when."""
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,15 +15,19 @@ from horovod_detox.vote.report import (
     ABSTENTION,
     DISSENT,
     DIVERGENCE,
+    DRIFT,
     KINDS,
     MISCALCULATION,
     NON_FINITE,
+    NOTHING_FOUND,
     OF_RANKS,
     OUT_OF_STEP,
     RECEPTION,
     SUSPICION,
+    Cause,
     Event,
     FaultReport,
+    Findings,
 )
 from horovod_detox.vote.suspicion import Pair
 from horovod_detox.vote.work import Tally
@@ -42,6 +46,7 @@ _VERBS = {
     OUT_OF_STEP: "was out of step",
     RECEPTION: "received badly",
     SUSPICION: "was suspected",
+    DRIFT: "drifted",
 }
 
 log = logging.getLogger("horovod_detox")
@@ -102,6 +107,9 @@ class Ledger:
         self._untold: list[Event] = []
         self._callbacks: list[Callable[[Event], None]] = []
         self._lateness = Lateness(groups.world_size)
+        self._causes: dict[int, Cause] = {}
+        self._counts: dict[int, Counter[str]] = {}
+        self._healed: Counter[int] = Counter()
 
     def subscribe(self, callback: Callable[[Event], None]) -> None:
         """Call `callback(event)` for every event from now on; its errors are logged."""
@@ -112,6 +120,7 @@ class Ledger:
         self._steps = self._skipped = 0
         self._faults = {kind: {} for kind in KINDS}
         self._events.clear()
+        self._causes, self._counts, self._healed = {}, {}, Counter()
         self._lateness = Lateness(self._groups.world_size)
         for tally in self._tallies:
             tally.begin_anew()
@@ -133,6 +142,7 @@ class Ledger:
         non_finite: tuple[int, ...] = (),
         named: Mapping[str, Sequence[int]] = MappingProxyType({}),
         suspects: Iterable[Pair] = (),
+        findings: Findings = NOTHING_FOUND,
     ) -> None:
         """Enter the verdict of a step and what else was found.
 
@@ -142,14 +152,17 @@ class Ledger:
             non_finite: the groups whose vote was not finite.
             named: the ranks at fault otherwise than by their vote, by kind.
             suspects: pairs of ranks of which one is faulty.
+            findings: what was found of what ranks hold alike.
         """
         self._steps += 1
+        self._note_causes(verdict, findings)
         for group, vote in enumerate(verdict.votes):
             if vote.winners is None and not vote.has_joined:
                 self._enter(step, ABSTENTION, group, self._members[group], [group])
             if vote.dissenters:
-                dissenters = self._named(vote.dissenters)
-                self._enter(step, DISSENT, group, dissenters, dissenters)
+                for cause, ranks in _by_cause(vote.dissenters, findings.causes):
+                    dissenters = self._named(ranks)
+                    self._enter(step, DISSENT, group, dissenters, dissenters, cause)
         for group in non_finite:
             self._enter(step, NON_FINITE, group, self._members[group], [group])
         for kind in OF_RANKS:
@@ -159,9 +172,22 @@ class Ledger:
         for pair in sorted(suspects):
             ranks = self._named(pair)
             self._enter(step, SUSPICION, self._groups.of(pair[0]), ranks, ranks)
+        for rank, cause in findings.drifts.items():
+            culprit = self._named([rank])
+            self._enter(step, DRIFT, self._groups.of(rank), culprit, culprit, cause)
         if self._logs:
             self._tell_what_is_over(step)
         self._tell()
+
+    def _note_causes(self, verdict: Verdict, findings: Findings) -> None:
+        """Count by cause who dissents; a dissent that lasts has the cause that it began with."""
+        lasting = {r: c for r, c in self._causes.items() if r in verdict.dissenters}
+        self._causes = {**lasting, **findings.causes}
+        for rank in verdict.dissenters:
+            if cause := self._causes.get(rank):
+                self._counts.setdefault(rank, Counter())[cause.kind] += 1
+        for rank, cause in (*findings.causes.items(), *findings.drifts.items()):
+            self._healed[rank] += cause.is_healed
 
     def skip(self, warning: str) -> None:
         """Note that the step which was recorded last had no update; warn of the first."""
@@ -184,6 +210,9 @@ class Ledger:
             out_of_step=counts[OUT_OF_STEP],
             receptions=counts[RECEPTION],
             suspicions=counts[SUSPICION],
+            drifts=counts[DRIFT],
+            healed={self._ranks[rank]: n for rank, n in sorted(self._healed.items()) if n},
+            causes={self._ranks[rank]: dict(n) for rank, n in sorted(self._counts.items())},
             spans={
                 kind: {who: (fault.first, fault.last) for who, fault in found.items()}
                 for kind, found in faults.items()
@@ -203,12 +232,18 @@ class Ledger:
         return tuple(self._ranks[rank] for rank in ranks)
 
     def _enter(
-        self, step: int, kind: str, group: int, ranks: tuple[int, ...], culprits: Sequence[int]
+        self,
+        step: int,
+        kind: str,
+        group: int,
+        ranks: tuple[int, ...],
+        culprits: Sequence[int],
+        cause: Cause | None = None,
     ) -> None:
         """Append an event and count it for each culprit: ranks, or the group."""
         several = len(set(self._hosts.values())) > 1
         hosts = tuple(self._hosts[rank] for rank in ranks) if several else ()
-        event = Event(step, kind, group, ranks, hosts)
+        event = Event(step, kind, group, ranks, hosts, cause)
         is_new = False
         for culprit in culprits:
             fault = self._faults[kind].setdefault(culprit, _Fault(step))
@@ -218,7 +253,7 @@ class Ledger:
             if self._logs and fault.count in _POWERS:
                 log.warning("step %d: %s %s", step, self._who(kind, culprit), str(fault))
             fault.is_said |= fault.count in _POWERS or fault.count == 1
-        if self._logs and is_new:
+        if self._logs and (is_new or cause is not None):
             log.warning("%s", event)
         self._events.append(event)
         self._untold.append(event)
@@ -248,3 +283,13 @@ class Ledger:
         host = "" if of_group or len(set(self._hosts.values())) < 2 else self._hosts[culprit]
         name = f"{'group' if of_group else 'rank'} {culprit}"
         return f"{name}{f' (host {host})' if host else ''} {_VERBS[kind]}"
+
+
+def _by_cause(
+    dissenters: Sequence[int], causes: Mapping[int, Cause]
+) -> list[tuple[Cause | None, list[int]]]:
+    """Return the ranks that dissent for the same cause, together."""
+    found: dict[Cause | None, list[int]] = {}
+    for rank in dissenters:
+        found.setdefault(causes.get(rank), []).append(rank)
+    return list(found.items())

@@ -15,9 +15,73 @@ DIVERGENCE = "divergence"
 OUT_OF_STEP = "out_of_step"
 RECEPTION = "reception"
 SUSPICION = "suspicion"
+DRIFT = "drift"
 OF_RANKS = (MISCALCULATION, DIVERGENCE, OUT_OF_STEP, RECEPTION)
 """What a rank is named for beside its vote."""
-KINDS = (DISSENT, ABSTENTION, NON_FINITE, *OF_RANKS, SUSPICION)
+KINDS = (DISSENT, ABSTENTION, NON_FINITE, *OF_RANKS, SUSPICION, DRIFT)
+STATE = "state"
+OF_RANDOM = "random"
+DATA = "data"
+COMPUTE = "compute"
+DATA_OR_COMPUTE = "data or compute"
+UNEXPLAINED = frozenset({COMPUTE, DATA_OR_COMPUTE})
+"""The causes that count against a machine."""
+MOST_NAMED = 3
+"""So many things that differ are named in a line."""
+_WHY = {
+    OF_RANDOM: "it drew random numbers that others of its group did not, as an evaluation on one "
+    "rank does",
+    DATA: "it was given another batch than the others of its group",
+    COMPUTE: "it computed another gradient of the same data with the same state",
+    DATA_OR_COMPUTE: "it was given another batch, or computed another gradient of the same",
+}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a rank holds, or computes, something else than others.
+
+    Attributes:
+        kind: `state` (parameters, optimizer state or buffers differ), `random` (the states of
+            random generators do), `data` (it was given another batch), `compute` (all of these are
+            alike: hardware, or a lie), or `data or compute` (the batch is not known).
+        what: the names of what differs.
+        is_healed: whether it was given what most hold.
+    """
+
+    kind: str
+    what: tuple[str, ...] = ()
+    is_healed: bool = False
+
+    def __str__(self) -> str:
+        """Tell it as the end of a sentence about the rank."""
+        if self.kind not in (STATE, OF_RANDOM):
+            return _WHY[self.kind]
+        more = len(self.what) - MOST_NAMED
+        named = listed(self.what[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        done = "healed" if self.is_healed else "not healed"
+        if self.kind == OF_RANDOM:
+            return f"{_WHY[OF_RANDOM]} ({named}); {done}"
+        return f"it held another state than most ({named}); {done}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a comparison of what ranks hold alike came to, the same on every rank.
+
+    Attributes:
+        causes: why ranks were outvoted, by rank.
+        drifts: what else ranks held otherwise than most, by rank.
+        undecided: the ranks that hold something differently, by what it is, of which no majority
+            holds the same; nothing was done about it.
+    """
+
+    causes: Mapping[int, Cause] = field(default_factory=dict)
+    drifts: Mapping[int, Cause] = field(default_factory=dict)
+    undecided: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+NOTHING_FOUND = Findings()
 
 
 @dataclass(frozen=True)
@@ -34,10 +98,12 @@ class Event:
             exchange before, the optimizer of `ranks` has stepped more or less often than that of
             most ranks, so that they hold other weights), `reception` (`ranks` do not
             receive what others send), `suspicion` (the second of `ranks` says it received other
-            words from the first than these were fingerprinted: one of the two is faulty).
+            words from the first than these were fingerprinted: one of the two is faulty), `drift`
+            (`ranks` held another state than most ranks, or than most of their group).
         group: index of the group.
         ranks: the ranks concerned, ascending.
         hosts: the host of each of them; empty when all ranks of the job are on one.
+        cause: of a new dissent or of a drift; None: not looked for.
     """
 
     step: int
@@ -45,6 +111,7 @@ class Event:
     group: int
     ranks: tuple[int, ...]
     hosts: tuple[str, ...] = ()
+    cause: Cause | None = None
 
     def __str__(self) -> str:
         """Tell the fact in one line."""
@@ -64,8 +131,10 @@ class Event:
             RECEPTION: f"rank {ranks} does not receive what others send",
             SUSPICION: f"one of ranks {ranks} is faulty: the first sends, or the second receives, "
             "other words than were fingerprinted",
+            DRIFT: f"rank {ranks} drifted",
         }
-        return f"step {self.step}: {what[self.kind]}"
+        why = "" if self.cause is None or self.cause.kind in UNEXPLAINED else f": {self.cause}"
+        return f"step {self.step}: {what[self.kind]}{why}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +154,10 @@ class FaultReport:
             less often than that of most ranks.
         receptions: number of steps in which each rank did not receive what others sent.
         suspicions: number of steps in which each rank was one of two of which one is faulty.
+        drifts: number of steps in which each rank was found to hold another state than most.
+        healed: how often each rank was given the state that most hold.
+        causes: number of steps in which each rank dissented, by cause (see `Cause`); dissents of
+            which the cause was not looked for are absent.
         spans: the first and the last step of each fault, by kind (see `Event`) and rank or group.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
         hosts: the host of every rank; empty when they are not known.
@@ -103,6 +176,9 @@ class FaultReport:
     out_of_step: dict[int, int] = field(default_factory=dict)
     receptions: dict[int, int] = field(default_factory=dict)
     suspicions: dict[int, int] = field(default_factory=dict)
+    drifts: dict[int, int] = field(default_factory=dict)
+    healed: dict[int, int] = field(default_factory=dict)
+    causes: dict[int, dict[str, int]] = field(default_factory=dict)
     spans: dict[str, dict[int, tuple[int, int]]] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     hosts: dict[int, str] = field(default_factory=dict)
@@ -111,9 +187,17 @@ class FaultReport:
 
     @property
     def hosts_at_fault(self) -> dict[str, tuple[int, ...]]:
-        """Return the ranks that were ever named, by host."""
+        """Return the ranks that were ever named for what a machine may do, by host.
+
+        A dissent that has another cause does not count against it.
+        """
+        explained = {
+            rank
+            for rank, causes in self.causes.items()
+            if not causes.keys() & UNEXPLAINED and sum(causes.values()) == self.dissents.get(rank)
+        }
         named = [
-            self.dissents,
+            self.dissents.keys() - explained,
             self.miscalculations,
             self.divergences,
             self.out_of_step,
@@ -130,6 +214,7 @@ class FaultReport:
         found += [f"{who} diverged in {n}" for who, n in self._culprits(self.divergences)]
         found += [f"{who} was out of step in {n}" for who, n in self._culprits(self.out_of_step)]
         found += [f"{who} received badly in {n}" for who, n in self._culprits(self.receptions)]
+        found += [f"{who} drifted in {n}" for who, n in self._culprits(self.drifts)]
         found += [f"{who} was suspected in {n}" for who, n in self._culprits(self.suspicions)]
         skipped = f", {self.skipped} of them skipped" if self.skipped else ""
         said = f"{', '.join(found) or 'no fault in any'} of {self.steps} steps{skipped}"

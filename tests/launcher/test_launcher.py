@@ -32,6 +32,7 @@ OTHER_THAN_DEFAULT = {
     "exchange": "sharded",
     "one_round_bytes": "0",
     "overlap_bytes": "7",
+    "scrub_every": "9",
     "witnesses": "2",
     "seed": "9",
     "timeout": "2.5",

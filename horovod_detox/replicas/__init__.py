@@ -1,0 +1,1 @@
+"""What ranks hold alike: its digests, the cause of a difference, and healing."""

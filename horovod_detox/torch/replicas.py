@@ -1,0 +1,227 @@
+"""What a process of torch holds alike with other ranks, piece by piece, and what it was fed."""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import dataloader
+
+from horovod_detox.replicas.generators import read_numpy, read_python, write_numpy, write_python
+from horovod_detox.replicas.pieces import BUFFERS, OPTIMIZER, PARAMETERS, RANDOM, Piece
+from horovod_detox.replicas.replicas import digest_of_batch
+from horovod_detox.vote.fingerprint import digest
+
+MOST_BATCHES = 16
+"""Of so many batches, the latest, the digest is taken when a rank is outvoted."""
+
+
+def words_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a tensor as words, on its device; what is missing to a word is zeros.
+
+    >>> words_of(torch.tensor([1, 0, 1], dtype=torch.int32)).tolist()
+    [1, 1]
+    """
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    octets = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if missing := -len(octets) % 8:
+        octets = torch.cat([octets, octets.new_zeros(missing)])
+    elif octets.data_ptr() % 8:
+        octets = octets.clone()
+    return octets.view(torch.int64)
+
+
+def write_words(tensor: torch.Tensor, words: torch.Tensor) -> None:
+    """Overwrite a tensor by what `words_of` returned, unseen by autograd."""
+    target = tensor.data
+    target = torch.view_as_real(target) if target.is_complex() else target
+    octets = words.view(torch.uint8)[: target.numel() * target.element_size()]
+    target.copy_(octets.view(target.dtype).view(target.shape))
+
+
+def _piece(kind: str, name: str, tensor: torch.Tensor) -> Piece:
+    return Piece(
+        kind,
+        name,
+        functools.partial(words_of, tensor),
+        functools.partial(write_words, tensor),
+    )
+
+
+def _of_numbers(kind: str, name: str, holder: dict[str, Any]) -> Piece | None:
+    """Return the numbers in a dictionary as one piece; None: there are none."""
+    keys = sorted(key for key, value in holder.items() if _is_numbers(value))
+    if not keys:
+        return None
+
+    def read() -> torch.Tensor:
+        words = [np.float64(x) for key in keys for x in _numbers(holder[key])]
+        return torch.from_numpy(np.array(words).view(np.int64))
+
+    def write(words: torch.Tensor) -> None:
+        received = iter(words.numpy().view(np.float64).tolist())
+        for key in keys:
+            value = holder[key]
+            new = [type(x)(next(received)) for x in _numbers(value)]
+            holder[key] = type(value)(new) if isinstance(value, (tuple, list)) else new[0]
+
+    return Piece(kind, f"{name} {', '.join(keys)}", read, write)
+
+
+def _is_numbers(value: Any) -> bool:
+    return all(isinstance(each, (int, float)) for each in _numbers(value))
+
+
+def _numbers(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (tuple, list)) else [value]
+
+
+def of_optimizer(
+    optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[Piece]:
+    """Yield an optimizer's parameters, what it keeps of them, and the options of its groups."""
+    for name, parameter in named:
+        if _is_plain(parameter):
+            yield _piece(PARAMETERS, name, parameter)
+        kept = optimizer.state.get(parameter, {})
+        for key, value in kept.items():
+            if _is_plain(value):
+                yield _piece(OPTIMIZER, f"{name}.{key}", value)
+        if numbers := _of_numbers(OPTIMIZER, name, kept):
+            yield numbers
+    for i, group in enumerate(optimizer.param_groups):
+        options = {key: value for key, value in group.items() if key != "params"}
+        for key, value in options.items():
+            if _is_plain(value):
+                yield _piece(OPTIMIZER, f"group {i}.{key}", value)
+        if numbers := _of_numbers(OPTIMIZER, f"group {i}", group):
+            yield numbers
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        torch.is_tensor(value)
+        and value.layout is torch.strided
+        and value.device.type != "meta"
+        and value.numel() > 0
+    )
+
+
+class _Held:
+    """A tensor that others own: it is not kept alive."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._storage = StorageWeakRef(tensor.untyped_storage())
+        self.place = _place(tensor)
+        self._shape, self._stride = tensor.shape, tensor.stride()
+        self._offset = tensor.storage_offset()
+        self._like = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+    def tensor(self) -> torch.Tensor | None:
+        """Return it; None: it is gone."""
+        storage = torch.UntypedStorage._new_with_weak_ptr(self._storage.cdata)
+        if storage is None:
+            return None
+        return torch.empty_like(self._like).set_(storage, self._offset, self._shape, self._stride)
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
+
+
+class Holdings:
+    """What this process holds beside its optimizers, whoever made it.
+
+    Attributes:
+        trained: the wrapped optimizers.
+        batches: what data loaders have handed out since the latest exchange.
+    """
+
+    def __init__(self) -> None:
+        self.trained: WeakSet[torch.optim.Optimizer] = WeakSet()
+        self.batches: deque[Any] = deque(maxlen=MOST_BATCHES)
+        self._held: dict[str, _Held] = {}
+
+    def hold(self, named: Iterable[tuple[str | None, torch.Tensor]]) -> None:
+        """Look after tensors that are the same on all ranks, as they were just broadcast."""
+        places = {held.place for held in self._held.values() if held.tensor() is not None}
+        for i, (given, tensor) in enumerate(named):
+            if not _is_plain(tensor) or _place(tensor) in places:
+                continue
+            name, number = given or f"tensor {i}", 1
+            while name in self._held:
+                number += 1
+                name = f"{given or f'tensor {i}'} ({number})"
+            self._held[name] = _Held(tensor)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the tensors that no optimizer trains, and the states of random generators."""
+        groups = [group for each in self.trained for group in each.param_groups]
+        trained = {_place(p) for group in groups for p in group["params"]}
+        for name, held in [*self._held.items()]:
+            tensor = held.tensor()
+            if tensor is None:
+                del self._held[name]
+            elif held.place not in trained:
+                yield _piece(BUFFERS, name, tensor)
+        yield Piece(RANDOM, "Python", *_of_arrays(read_python, write_python))
+        yield Piece(RANDOM, "NumPy", *_of_arrays(read_numpy, write_numpy))
+        yield Piece(
+            RANDOM,
+            "torch",
+            lambda: words_of(torch.get_rng_state()),
+            lambda words: torch.set_rng_state(words.view(torch.uint8)),
+        )
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            yield Piece(
+                RANDOM,
+                "CUDA",
+                lambda: words_of(torch.cuda.get_rng_state()),
+                lambda words: torch.cuda.set_rng_state(words.view(torch.uint8)),
+            )
+
+    def digest_of_batches(self) -> np.ndarray | None:
+        """Return a digest of what data loaders have handed out; None: nothing."""
+        if not self.batches:
+            return None
+        leaves = [leaf for batch in self.batches for leaf in tree_leaves(batch)]
+        return digest_of_batch([_digest(leaf) for leaf in leaves])
+
+
+def _of_arrays(
+    read: Callable[[], np.ndarray], write: Callable[[np.ndarray], None]
+) -> tuple[Callable[[], torch.Tensor], Callable[[torch.Tensor], None]]:
+    return (lambda: torch.from_numpy(read())), (lambda words: write(words.numpy()))
+
+
+def _digest(leaf: Any) -> np.ndarray:
+    if torch.is_tensor(leaf) and _is_plain(leaf):
+        return digest(words_of(leaf).cpu().numpy())
+    text = leaf.tobytes() if isinstance(leaf, np.ndarray) else repr(leaf).encode()
+    return digest(np.frombuffer(text, np.uint8))
+
+
+def remember_batches(holdings: Holdings) -> None:
+    """Have what every `DataLoader` hands out remembered until the next exchange."""
+    iterator = dataloader._BaseDataLoaderIter
+    if getattr(iterator.__next__, "remembers", False):
+        return
+    hand_out = iterator.__next__
+
+    @functools.wraps(hand_out)
+    def remember(self: Any) -> Any:
+        batch = hand_out(self)
+        holdings.batches.append(batch)
+        return batch
+
+    remember.remembers = True  # type: ignore[attr-defined]
+    iterator.__next__ = remember  # type: ignore[method-assign]
+
+
+holdings = Holdings()
+"""Those of this process."""
