@@ -303,6 +303,14 @@ class Engine:
             self.presence.stopping |= step.control.stopping
             self._waited = time.monotonic() - began
 
+    def scrub(self) -> None:
+        """Compare what ranks hold alike, and heal it, between two exchanges; all come here."""
+        replicas = self.replicas
+        if replicas is None or self._secret is None or self.presence.some_have_joined:
+            return
+        fingerprints = Fingerprints(self._secret, self.step, self.plan.config.fingerprint)
+        self.ledger.note(self.step, replicas.compare(self._collectives, fingerprints))
+
     def leave(self) -> None:
         """Tell the others, in their next exchange, that this rank has no more data.
 

@@ -310,6 +310,24 @@ class Context:
         if ledger:
             ledger.begin_anew()
 
+    def scrub(self) -> FaultReport:
+        """Compare now what ranks hold alike, and heal what differs, as before a checkpoint.
+
+        All ranks call this between two steps. It looks at optimizers that have stepped.
+
+        Returns:
+            the account of faults, with what was found.
+
+        Raises:
+            ExchangeTimeout: when some rank does not take part.
+        """
+        begun = {str(engine.name): engine for engine in self._live if engine.has_begun}
+        if self.session().plan() is not None:
+            names = share(self.collectives("detox.scrub"), "engines", sorted(begun))
+            for name in sorted(set(begun).intersection(*names)):
+                begun[name].scrub()
+        return self.fault_report()
+
     def on_fault(self, callback: Callable[[Event], None]) -> None:
         """Call `callback(event)` on this rank for every fault among all ranks from now on."""
         ledger = self.session().ledger()

@@ -9,6 +9,7 @@ from horovod_detox.torch.context import context as _context
 from horovod_detox.torch.context import seed_group as seed_group
 from horovod_detox.torch.joining import join as join
 from horovod_detox.torch.optimizer import DistributedOptimizer as DistributedOptimizer
+from horovod_detox.torch.replicas import guard as guard
 from horovod_detox.torch.sampler import GroupSampler as GroupSampler
 from horovod_detox.torch.state import broadcast_optimizer_state as broadcast_optimizer_state
 from horovod_detox.torch.state import broadcast_parameters as broadcast_parameters
@@ -27,5 +28,6 @@ reset_fault_report = _context.reset_fault_report
 on_fault = _context.on_fault
 add_process_set = _context.add_process_set
 agree = _after_exchanges(_context.agree)
+scrub = _after_exchanges(_context.scrub)
 globals().update(_meeting(globals()))
 __getattr__ = _fall_through(__name__)

@@ -3,8 +3,9 @@
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -60,21 +61,32 @@ def _of_numbers(kind: str, name: str, holder: dict[str, Any]) -> Piece | None:
         return None
 
     def read() -> torch.Tensor:
-        words = [np.float64(x) for key in keys for x in _numbers(holder[key])]
-        return torch.from_numpy(np.array(words).view(np.int64))
+        return torch.tensor([_word(x) for key in keys for x in _numbers(holder[key])])
 
     def write(words: torch.Tensor) -> None:
-        received = iter(words.numpy().view(np.float64).tolist())
+        received = iter(words.tolist())
         for key in keys:
             value = holder[key]
-            new = [type(x)(next(received)) for x in _numbers(value)]
+            new = [_number(next(received), like=x) for x in _numbers(value)]
             holder[key] = type(value)(new) if isinstance(value, (tuple, list)) else new[0]
 
     return Piece(kind, f"{name} {', '.join(keys)}", read, write)
 
 
 def _is_numbers(value: Any) -> bool:
-    return all(isinstance(each, (int, float)) for each in _numbers(value))
+    return all(
+        isinstance(each, float) or (isinstance(each, int) and abs(each) < 1 << 63)
+        for each in _numbers(value)
+    )
+
+
+def _word(number: Any) -> int:
+    """Return the bits of a number as an integer of 64 bits."""
+    return int(np.float64(number).view(np.int64)) if isinstance(number, float) else int(number)
+
+
+def _number(word: int, like: Any) -> Any:
+    return float(np.int64(word).view(np.float64)) if isinstance(like, float) else type(like)(word)
 
 
 def _numbers(value: Any) -> Iterable[Any]:
@@ -146,6 +158,7 @@ class Holdings:
         self.trained: WeakSet[torch.optim.Optimizer] = WeakSet()
         self.batches: deque[Any] = deque(maxlen=MOST_BATCHES)
         self._held: dict[str, _Held] = {}
+        self._guarded: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def hold(self, named: Iterable[tuple[str | None, torch.Tensor]]) -> None:
         """Look after tensors that are the same on all ranks, as they were just broadcast."""
@@ -159,16 +172,48 @@ class Holdings:
                 name = f"{given or f'tensor {i}'} ({number})"
             self._held[name] = _Held(tensor)
 
+    def guard(self, thing: Any) -> None:
+        """Look after what the members of a group hold alike.
+
+        Raises:
+            TypeError: for what has no state that could be read and written.
+        """
+        if isinstance(thing, torch.nn.Module):
+            self.hold(thing.state_dict().items())
+        elif torch.is_tensor(thing):
+            self.hold([(None, thing)])
+        elif isinstance(thing, torch.optim.Optimizer) or _has_state(thing):
+            self._guarded.setdefault(thing, len(self._guarded))
+        else:
+            raise TypeError(
+                f"hvd.guard({thing!r}): it is for modules, tensors, optimizers, and what has "
+                "state_dict() and load_state_dict()"
+            )
+
+    def _of_guarded(self) -> Iterator[Piece]:
+        """Yield what is kept by objects that the script has named."""
+        for thing, number in self._guarded.items():
+            name = f"{type(thing).__name__} {number}"
+            if isinstance(thing, torch.optim.Optimizer):
+                named = [(f"{i}", p) for i, p in enumerate(_parameters(thing))]
+                for piece in of_optimizer(thing, named):
+                    yield replace(piece, kind=BUFFERS, name=f"{name}.{piece.key}")
+            else:
+                state = thing.state_dict()
+                if numbers := _of_numbers(BUFFERS, name, state):
+                    write = functools.partial(_load, numbers.write, state, thing)
+                    yield replace(numbers, write=write)
+
     def pieces(self) -> Iterator[Piece]:
         """Yield the tensors that no optimizer trains, and the states of random generators."""
-        groups = [group for each in self.trained for group in each.param_groups]
-        trained = {_place(p) for group in groups for p in group["params"]}
+        trained = {_place(p) for each in self.trained for p in _parameters(each)}
         for name, held in [*self._held.items()]:
             tensor = held.tensor()
             if tensor is None:
                 del self._held[name]
             elif held.place not in trained:
                 yield _piece(BUFFERS, name, tensor)
+        yield from self._of_guarded()
         yield Piece(RANDOM, "Python", *_of_arrays(read_python, write_python))
         yield Piece(RANDOM, "NumPy", *_of_arrays(read_numpy, write_numpy))
         yield Piece(
@@ -191,6 +236,23 @@ class Holdings:
             return None
         leaves = [leaf for batch in self.batches for leaf in tree_leaves(batch)]
         return digest_of_batch([_digest(leaf) for leaf in leaves])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _has_state(thing: Any) -> bool:
+    return callable(getattr(thing, "state_dict", None)) and hasattr(thing, "load_state_dict")
+
+
+def _load(
+    write: Callable[[torch.Tensor], None], state: dict[str, Any], thing: Any, words: torch.Tensor
+) -> None:
+    """Write numbers to a state, and that to its owner."""
+    write(words)
+    thing.load_state_dict(state)
 
 
 def _of_arrays(
@@ -221,6 +283,23 @@ def remember_batches(holdings: Holdings) -> None:
 
     remember.remembers = True  # type: ignore[attr-defined]
     iterator.__next__ = remember  # type: ignore[method-assign]
+
+
+def guard(*things: Any) -> None:
+    """Look after more that the ranks of a group hold alike, as after the weights.
+
+    What takes part in a step without being trained is not found by itself: an exponential moving
+    average of the weights, a learning-rate scheduler, the scale of a GradScaler. Of objects that
+    are no modules, the numbers in their `state_dict()` are looked after. All ranks call it alike.
+
+    Args:
+        things: modules, tensors, optimizers, or what has `state_dict()` and `load_state_dict()`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    for thing in things:
+        holdings.guard(thing)
 
 
 holdings = Holdings()

@@ -28,6 +28,7 @@ from horovod_detox.vote.report import (
     Event,
     FaultReport,
     Findings,
+    listed,
 )
 from horovod_detox.vote.suspicion import Pair
 from horovod_detox.vote.work import Tally
@@ -172,12 +173,35 @@ class Ledger:
         for pair in sorted(suspects):
             ranks = self._named(pair)
             self._enter(step, SUSPICION, self._groups.of(pair[0]), ranks, ranks)
-        for rank, cause in findings.drifts.items():
-            culprit = self._named([rank])
-            self._enter(step, DRIFT, self._groups.of(rank), culprit, culprit, cause)
+        self._enter_findings(step, findings)
         if self._logs:
             self._tell_what_is_over(step)
         self._tell()
+
+    def note(self, step: int, findings: Findings) -> None:
+        """Enter what was found between two steps.
+
+        Args:
+            step: the number of the second.
+            findings: of what ranks hold alike.
+        """
+        self._note_causes(Verdict(()), findings)
+        self._enter_findings(step, findings)
+        self._tell()
+
+    def _enter_findings(self, step: int, findings: Findings) -> None:
+        for rank, cause in findings.drifts.items():
+            culprit = self._named([rank])
+            self._enter(step, DRIFT, self._groups.of(rank), culprit, culprit, cause)
+        for what, ranks in findings.undecided.items():
+            if self._logs:
+                log.warning(
+                    "step %d: ranks %s hold something different as %s, and no majority the same: "
+                    "nobody can tell which is right, and it is left alone",
+                    step,
+                    listed(self._named(ranks)),
+                    what,
+                )
 
     def _note_causes(self, verdict: Verdict, findings: Findings) -> None:
         """Count by cause who dissents; a dissent that lasts has the cause that it began with."""

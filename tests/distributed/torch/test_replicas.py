@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -66,7 +67,7 @@ def states_of(network, optimizer):
 
 
 def train(start, fault=None, bad=(), lies=(), change_batch=None):
-    """Train with a fault on some ranks in one step, lies in later ones; return digest and report."""
+    """Train with a fault in one step, lies in later ones; return digest and report."""
     start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=SCRUB)
     torch.manual_seed(3)
     network = Network()
@@ -81,7 +82,7 @@ def train(start, fault=None, bad=(), lies=(), change_batch=None):
         if step == WHEN and hvd.rank() in bad and fault:
             fault(network, optimizer)
         if step == WHEN and hvd.rank() in bad and change_batch:
-            change_batch(inputs, labels)
+            inputs, labels = change_batch(inputs, labels)
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(network(inputs), labels)
         lying = step > WHEN + SCRUB and hvd.rank() in lies
@@ -90,22 +91,27 @@ def train(start, fault=None, bad=(), lies=(), change_batch=None):
     return states_of(network, optimizer), hvd.fault_report()
 
 
-@pytest.fixture(scope="module")
-def fair():
-    """Keep the digests of the run without a fault."""
-    return {}
+def honest(start, _kept={}):  # noqa: B006
+    """Return the digest of the run without a fault, on all ranks."""
+    if not _kept:
+        state, report = train(start)
+        assert (report.events, report.causes) == ((), {})
+        _kept[0] = everywhere(state)
+        assert len(set(_kept[0])) == hvd.num_groups()  # groups draw other random numbers
+    return _kept[0]
 
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_and_healed(start, name, bad):
-    honest, report = train(start)
-    assert (report.dissents, report.drifts, report.abstentions) == ({}, {}, {})
+    expected = honest(start)
     bad = range(hvd.size())[bad]
     fault, kind = FAULTS[name]
-    lies = [bad - 1 if bad else 2]  # a member of the same group
+    lies = [bad - 1 if bad else 2]
+    if hvd.size() == 6:
+        lies = [bad - 2 if bad else 2]  # a member of the same group
     state, report = train(start, fault, [bad], lies)
-    assert everywhere(state) == everywhere(honest)
+    assert everywhere(state) == expected
     events = [event for event in report.events if event.cause and event.ranks == (bad,)]
     assert [event.cause.kind for event in events] == [kind]
     assert events[0].cause.is_healed
@@ -115,3 +121,87 @@ def test_a_fault_is_named_and_healed(start, name, bad):
     assert report.causes[lies[0]] == {"compute": STEPS - 1 - WHEN - SCRUB}
     assert report.abstentions == {}
     assert sum(report.dissents.get(rank, 0) for rank in range(hvd.size()) if rank != lies[0]) <= 1
+
+
+def other_labels(inputs, labels):
+    labels.copy_((labels + 1) % 3)
+    return inputs, labels
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_flipped_labels_do_not_count_against_a_machine(start, bad):
+    expected = honest(start)
+    bad = range(hvd.size())[bad]
+    state, report = train(start, None, [bad], change_batch=other_labels)
+    assert everywhere(state) == expected
+    assert report.causes == {bad: {"data": 1}}
+    assert (report.healed, report.hosts_at_fault) == ({}, {})
+
+
+@pytest.mark.ranks(6)
+def test_flips_in_two_members_of_a_group_cost_no_vote(start):
+    """Not in the same step, and not in one: all ranks hold the state, not only the group."""
+    expected = honest(start)
+
+    def fault(network, optimizer):
+        flip(network.rows.weight, index=55 if hvd.rank() else 56)  # shows in no gradient
+
+    state, report = train(start, fault, [0, 2], lies=[4])
+    assert everywhere(state) == expected
+    assert report.healed == {0: 1, 2: 1}
+    assert report.abstentions == {}
+
+
+@pytest.mark.ranks(6)
+def test_a_checkpoint_after_scrub_is_right(start):
+    expected = honest(start)
+    start(group_size=3, outer="mean", scrub_every=0)
+    network, average = Network(), Network()
+    optimizer = hvd.DistributedOptimizer(torch.optim.Adam(network.parameters(), lr=0.01))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    for each in (network, average):
+        hvd.broadcast_parameters(each.state_dict(), root_rank=0)
+    hvd.seed_group(5)
+    hvd.guard(scheduler, average)
+    tokens = torch.arange(8)
+    for step in range(4):
+        optimizer.zero_grad()
+        network(tokens % (step + 2)).mean().backward()
+        optimizer.step()
+        scheduler.step()
+    before = states_of(network, optimizer), scheduler.state_dict(), states_of(average, optimizer)
+    if hvd.rank() == 0:
+        flip(network.norm.running_var)
+        flip(average.last.bias)
+        scheduler.last_epoch += 7
+    report = hvd.scrub()
+    after = states_of(network, optimizer), scheduler.state_dict(), states_of(average, optimizer)
+    assert everywhere(after == before) == [True] * 6
+    assert report.healed == {0: 1}
+    assert expected
+
+
+@pytest.mark.ranks(6)
+def test_what_is_local_on_purpose_is_left_alone(start):
+    """A layer of each rank, a generator that is never seeded, a metric."""
+    start(group_size=3, outer="mean", scrub_every=2)
+    torch.manual_seed(1)
+    network, local = Network(), torch.nn.Linear(3, 3)
+    hvd.broadcast_parameters({**network.state_dict(), **local.state_dict()}, root_rank=0)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(network.parameters(), 0.1))
+    hvd.seed_group(5)
+    own = torch.optim.SGD(local.parameters(), lr=0.1 * (1 + hvd.rank()))
+    metric = torch.zeros(1)
+    hvd.broadcast_parameters([("metric", metric)], root_rank=0)
+    np.random.seed()
+    for step in range(8):
+        optimizer.zero_grad()
+        own.zero_grad()
+        loss = local(network(torch.arange(8) % (step + 2))).square().mean()
+        loss.backward()
+        optimizer.step()
+        own.step()
+        metric += hvd.rank() + np.random.random()
+    report = hvd.fault_report()
+    assert (report.drifts, report.healed) == ({}, {})
+    assert len({each.item() for each in everywhere(metric)}) == 6
