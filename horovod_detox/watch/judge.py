@@ -4,7 +4,7 @@ A rank that others wait for, and that waits for nobody, is missing. Whether it s
 how long it may take: one that is at work, as in an evaluation that only rank 0 makes, gets more.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from horovod_detox.watch.beats import GONE, RUNNING, STOPPED, Beat, Finding, Seen, Waiting
@@ -155,10 +155,14 @@ class Judge:
         self._next_word = {key: self._next_word.get(key, 0.0) for key in missing}
         found = [*self._departures(), *self._unheard(now)]
         self._ended &= waits.keys()
-        for what in waits.keys() - self._ended:
+        # The longest first: who ends it ends others, too, before these lose their connections.
+        over: set[int] = set()
+        for what in sorted(waits.keys() - self._ended, key=lambda each: -_longest(waits[each])):
             roots = {rank for where, rank in missing if where == what}
             if all(self._is_sure(what, rank, now) for rank in roots):
-                found += self._judge(what, roots, waits, now)
+                judged = [*self._judge(what, roots, waits, now, over)]
+                over |= {rank for finding in judged if finding.ends for rank in finding.missing}
+                found += judged
         self._ended |= {finding.ends for finding in found if finding.ends}
         return [*found, *self._returns({rank for _, rank in missing}, now)]
 
@@ -234,12 +238,14 @@ class Judge:
         roots: set[int],
         waits: Mapping[str, Mapping[int, Waiting]],
         now: float,
+        over: Collection[int] = (),
     ) -> Iterable[Finding]:
         there = waits[what]
         waited = _longest(there)
         if not roots:
             yield from self._judge_circle(what, waits, waited)
             return
+        roots = self._culprits(roots, now)
         left = {rank for rank in roots if self._ranks[rank].left}
         still = max(self._ranks[rank].still(now) for rank in roots)
         at_work = still < self.timeout
@@ -250,7 +256,7 @@ class Judge:
             yield Finding(text, ends=what, missing=tuple(sorted(left)))
         elif at_work and what == JOIN:
             return
-        elif waited >= limit:
+        elif waited >= limit or roots & {*over}:
             for rank in roots:
                 self._ranks[rank].is_said = False
             yield Finding(
@@ -261,6 +267,16 @@ class Judge:
             )
         else:
             yield from self._say(what, roots, there, waited, now)
+
+    def _culprits(self, roots: set[int], now: float) -> set[int]:
+        """Return who is missing for a reason of its own: a stopped rank has others not answer.
+
+        They may be in a function of Horovod, with Python's interpreter lock.
+        """
+        seen = {rank: self._ranks[rank].seen_now(now) for rank in roots}
+        stopped = {rank for rank, its in seen.items() if its is not None and its.state == STOPPED}
+        silent = {rank for rank in roots if self._ranks[rank].is_silent(now)}
+        return roots - (silent - stopped) if stopped else roots
 
     def _say(
         self, what: str, roots: set[int], there: Mapping[int, Waiting], waited: float, now: float

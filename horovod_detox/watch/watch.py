@@ -139,9 +139,18 @@ class Watch:
         """Return what the job ends by, as far as is known, waiting for such a word for a while."""
         with self._news:
             self._news.wait_for(self._known_cause, seconds)
-            cause = self._known_cause()
+            cause = self._known_cause() or self._stopped_neighbour()
             self._is_victim |= cause is not None
             return cause
+
+    def _stopped_neighbour(self) -> ExchangeTimeout | None:
+        """Return that a rank of this machine is stopped: then nobody may have said so."""
+        for rank, neighbour in self._neighbours.items():
+            if neighbour.look().state == STOPPED:
+                why = ExchangeTimeout(f"rank {rank} has been stopped (SIGSTOP)")
+                why.is_explained = True
+                return why
+        return None
 
     def _known_cause(self) -> ExchangeTimeout | None:
         """Return what the job ends by; None: it does not, and not when it has gone on since."""

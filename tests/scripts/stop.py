@@ -51,7 +51,8 @@ def with_torch(how, timeout):
     import horovod_detox.torch as hvd
     from horovod_detox import Detox
 
-    hvd.init(process_sets="dynamic", detox=Detox(group_size=3, timeout=timeout))
+    sets = {"process_sets": "dynamic"} if how == "set" else {}
+    hvd.init(**sets, detox=Detox(group_size=3, timeout=timeout))
     torch.manual_seed(1)
     model = torch.nn.Linear(5, 1)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1))

@@ -160,6 +160,30 @@ def test_why_a_rank_leaves_is_told_at_once_and_ends_waits_that_go_on(why):
     assert end.text == f"{departure.text}; 2 ranks wait for it in the exchange of step 8"
 
 
+def test_who_does_not_answer_while_another_is_stopped_is_not_blamed():
+    """It may be blocked in Horovod, with the interpreter lock, as the other is stopped."""
+    job = Job(size=4)
+    seen = {2: Seen(STOPPED, 0.0), 3: Seen(SLEEPING, 0.0)}
+    job.run(2, [{}, {}, {}, {}])
+    job.run(100, [{"waiting": EXCHANGE, "seen": seen}, EXCHANGE, {}, {}], silent=[2, 3])
+    ((_, end),) = job.ends()
+    assert end.missing == (2,)
+    assert end.text.startswith("rank 2 has been stopped (SIGSTOP)")
+    assert "rank 3" not in end.text
+
+
+def test_what_ends_one_wait_ends_the_others_for_the_same_rank():
+    """Else their ranks lose their connections first, as the others leave."""
+    job = Job(size=4)
+    job.run(10, [{}, EXCHANGE, EXCHANGE, STANDS])
+    pair = {"waiting": "hvd.allreduce('pair')", "of": (0, 3)}
+    job.run(70, [pair, EXCHANGE, EXCHANGE, {"place": AT, "still": 10.0}])
+    (first, one), (second, other) = job.ends()
+    assert (first, one.ends) == (second, EXCHANGE)
+    assert other.ends == "hvd.allreduce('pair')"
+    assert re.search(r"rank 0 has been waiting for \d\d s in hvd.allreduce", other.text)
+
+
 def test_who_leaves_when_all_is_done_ends_nothing():
     """The others are on their way out of the last collective, but did not say so yet."""
     job = Job()
