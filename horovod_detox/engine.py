@@ -22,7 +22,7 @@ from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.exchange.waits import waits
 from horovod_detox.history import History
 from horovod_detox.packing.layout import WORD, Layout, digest_of_text
-from horovod_detox.replicas.replicas import FIRST, Replicas
+from horovod_detox.replicas.upkeep import Upkeep
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
@@ -84,7 +84,7 @@ class Engine:
         has_begun: whether there was an exchange.
         ranks: who takes part, as the job counts them; empty: all.
         check: raises where the job is not what it was when it began.
-        replicas: what this rank holds alike with others; None: that is not looked after.
+        upkeep: keeps equal what ranks hold alike; None: nothing does.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Engine:
         self.has_begun = False
         self.ranks: tuple[int, ...] = ()
         self.check: Callable[[], None] = lambda: None
-        self.replicas: Replicas | None = None
+        self.upkeep: Upkeep | None = None
         self._layout: Layout
         self._steps_told = 0
         self._waited = 0.0
@@ -226,9 +226,8 @@ class Engine:
             self._first_step.begin(self._collectives, self._weights_digest)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
         fingerprints = Fingerprints(secret, self.step, self.plan.config.fingerprint)
-        if self.replicas is not None and self.replicas.is_due(self.step):
-            told = self.replicas.told(self._collectives.rank, fingerprints)
-            control.tell_of_replicas(*told)
+        if self.upkeep is not None and not self.presence.some_have_joined:
+            self.upkeep.tell(control, self.step, fingerprints)
         return Step(
             self._collectives,
             plan,
@@ -263,7 +262,7 @@ class Engine:
             self.tally.exchanges += 1
             if first is not None and first.explain(error, step.copy, layout):
                 return self._leave_out(error, step)
-            return self._skip(error, step, self._compare(step, error.verdict or Verdict(())))
+            return self._skip(error, step, self._look(step, error.verdict or Verdict(())))
         if first is not None and first.check(outcome, step.copy, layout):
             self._first_step = None
         digest = outcome.digest
@@ -272,19 +271,13 @@ class Engine:
         self._digest = digest
         if named := _named(step.control):
             outcome = replace(outcome, named={**outcome.named, **named})
-        return self.history.record(outcome, layout, self._compare(step, outcome.verdict))
+        return self.history.record(outcome, layout, self._look(step, outcome.verdict))
 
-    def _compare(self, step: Step, verdict: Verdict) -> Findings:
-        """Compare what ranks hold alike, and heal it, if there is a reason to."""
-        replicas, control = self.replicas, step.control
-        if replicas is None or self.presence.some_have_joined:
+    def _look(self, step: Step, verdict: Verdict) -> Findings:
+        """Return what was found of what ranks hold alike, if there was a reason to look."""
+        if self.upkeep is None or self.presence.some_have_joined:
             return NOTHING_FOUND
-        accused = replicas.accused_anew(verdict)
-        is_odd = replicas.differ(control.replicas) or control.has_unknown
-        if self.step < FIRST or not (accused or is_odd or control.diverged or control.out_of_step):
-            return NOTHING_FOUND
-        dissenters = accused & {*verdict.dissenters}
-        return replicas.compare(self._collectives, step.fingerprints, dissenters)
+        return self.upkeep.look(step.control, self.step, step.fingerprints, verdict)
 
     def _together(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
         """Return the outcome, also if ranks have joined; note who wants to stop."""
@@ -305,11 +298,10 @@ class Engine:
 
     def scrub(self) -> None:
         """Compare what ranks hold alike, and heal it, between two exchanges; all come here."""
-        replicas = self.replicas
-        if replicas is None or self._secret is None or self.presence.some_have_joined:
+        if self.upkeep is None or self._secret is None or self.presence.some_have_joined:
             return
         fingerprints = Fingerprints(self._secret, self.step, self.plan.config.fingerprint)
-        self.ledger.note(self.step, replicas.compare(self._collectives, fingerprints))
+        self.upkeep.scrub(self.step, fingerprints)
 
     def leave(self) -> None:
         """Tell the others, in their next exchange, that this rank has no more data.

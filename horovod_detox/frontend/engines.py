@@ -1,7 +1,7 @@
 """The engines of one optimizer: what exchanges its gradients, and the losses of its closures."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -11,8 +11,8 @@ from horovod_detox.determinism.first_step import FirstStep
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
-from horovod_detox.replicas.pieces import Piece
-from horovod_detox.replicas.replicas import Replicas
+from horovod_detox.replicas.replicas import Held, Replicas
+from horovod_detox.replicas.upkeep import Upkeep
 from horovod_detox.vote.fingerprint import digest
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.work import Tally
@@ -112,8 +112,7 @@ class Engines:
         factor: float = 1,
         skips: bool = False,
         weights: Callable[[], Iterable[np.ndarray]] = tuple,
-        pieces: Callable[[], Sequence[Piece]] | None = None,
-        batch: Callable[[], np.ndarray | None] = lambda: None,
+        held: Held | None = None,
     ) -> "Engine | DrilledEngine":
         """Make an engine that corrupts the copies of faulty ranks, if this is a drill.
 
@@ -121,13 +120,13 @@ class Engines:
             factor: what the update will be multiplied by, the same on every rank.
             skips: as of `Engine`.
             weights: returns what this rank trains.
-            pieces: returns what this rank holds alike with others; None: that is not looked after.
-            batch: as of `Replicas`.
+            held: what this rank holds alike with others; None: that is not looked after.
         """
         name = self._name()
+        collectives = self._make_collectives(name)
         engine = Engine(
             self.plan,
-            self._make_collectives(name),
+            collectives,
             self._ledger,
             self._first_step(),
             f"times {factor}",
@@ -138,8 +137,9 @@ class Engines:
         )
         self._enter(engine)
         config, groups = self.plan.config, self.plan.groups
-        if pieces is not None and not config.tolerance and max(map(len, groups.members)) > 1:
-            engine.replicas = Replicas(groups, pieces, batch, config.scrub_every)
+        if held is not None and not config.tolerance and max(map(len, groups.members)) > 1:
+            of_ranks, ledger = Replicas(groups, held), engine.ledger
+            engine.upkeep = Upkeep(of_ranks, collectives, ledger, config.scrub_every)
         if self._attack is None:
             return engine
         beside = Name(lambda: f"{name}.drill")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from horovod_detox.replicas.healing import heal
 from horovod_detox.replicas.pieces import RANDOM, Piece, digest_of_all, digests_of
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.groups import Groups
-from horovod_detox.vote.majority import Verdict
 from horovod_detox.vote.report import (
     COMPUTE,
     DATA,
@@ -25,37 +25,36 @@ from horovod_detox.vote.report import (
     Findings,
 )
 
-NOTHING = np.zeros(2 * WORDS, np.int64)
-"""What a rank tells of its pieces when it tells nothing."""
-FIRST = 1
-"""The number of the first exchange in which pieces are compared: weights may differ in number 0."""
+
+@dataclass(frozen=True)
+class Held:
+    """What a rank holds, as its frontend knows it.
+
+    Attributes:
+        pieces: returns what can be compared with other ranks now.
+        batch: returns the digest of what this rank computed its latest gradient from, `(WORDS,)` of
+            int64; None: that is not known.
+        is_readable: whether pieces can be read and written at this moment.
+        when_readable: calls a function as soon as they can.
+    """
+
+    pieces: Callable[[], Sequence[Piece]]
+    batch: Callable[[], np.ndarray | None] = lambda: None
+    is_readable: Callable[[], bool] = lambda: True
+    when_readable: Callable[[Callable[[], None]], object] = lambda task: task()
 
 
 class Replicas:
     """What this rank holds alike with others, and what is known of it.
 
-    Args:
+    Attributes:
         groups: of the ranks.
-        pieces: returns what this rank holds now.
-        batch: returns the digest of what this rank computed its gradient from, `(WORDS,)` of
-            int64; None: that is not known.
-        every: after so many exchanges pieces are compared; 0: only when something is wrong.
+        held: what this rank holds.
     """
 
-    def __init__(
-        self,
-        groups: Groups,
-        pieces: Callable[[], Sequence[Piece]],
-        batch: Callable[[], np.ndarray | None] = lambda: None,
-        every: int = 0,
-    ) -> None:
-        self._groups, self._pieces, self._batch, self._every = groups, pieces, batch, every
+    def __init__(self, groups: Groups, held: Held) -> None:
+        self.groups, self.held = groups, held
         self._guard = Guard(groups)
-        self._accused: frozenset[int] = frozenset()
-
-    def is_due(self, step: int) -> bool:
-        """Return whether all ranks tell of their pieces in an exchange."""
-        return step == FIRST or (self._every > 0 and step > FIRST and step % self._every == 0)
 
     def told(self, rank: int, fingerprints: Fingerprints) -> tuple[np.ndarray, bool]:
         """Return what this rank tells with its record.
@@ -64,7 +63,7 @@ class Replicas:
             `(2 * WORDS,)` of int64: a digest of what all ranks hold, and one of what is guarded of
             its group; and whether it has pieces that were never compared.
         """
-        group, pieces = self._groups.of(rank), self._sorted()
+        group, pieces = self.groups.of(rank), self._sorted()
         of_all = [piece for piece in pieces if piece.is_of_all]
         others = [piece for piece in pieces if not piece.is_of_all]
         guarded = [piece for piece in others if self._guard.guards(piece.key, group)]
@@ -81,17 +80,9 @@ class Replicas:
             (of_all != of_all[0]).any()
             or any(
                 (of_groups[list(members)] != of_groups[members[0]]).any()
-                for members in self._groups.members
+                for members in self.groups.members
             )
         )
-
-    def accused_anew(self, verdict: Verdict) -> frozenset[int]:
-        """Return the ranks that lost a vote, or whose group did, and had not in the step before."""
-        accused = {*verdict.dissenters}
-        for group in verdict.abstentions:
-            accused.update(self._groups.members[group])
-        new, self._accused = frozenset(accused) - self._accused, frozenset(accused)
-        return new
 
     def compare(
         self,
@@ -122,7 +113,7 @@ class Replicas:
         )
 
     def _sorted(self) -> list[Piece]:
-        return sorted(self._pieces(), key=lambda piece: piece.key)
+        return sorted(self.held.pieces(), key=lambda piece: piece.key)
 
     def _gather(
         self, collectives: Collectives, fingerprints: Fingerprints, pieces: Mapping[str, Piece]
@@ -130,7 +121,7 @@ class Replicas:
         """Return the digests of all ranks: of each piece that all have, and of their batches."""
         words = [piece.read() for piece in pieces.values()]
         names = [f"{key} {len(each)}" for key, each in zip(pieces, words, strict=True)]
-        batch = self._batch()
+        batch = self.held.batch()
         mine = [
             np.array(digest_of_text("\n".join(names)), np.int64),
             np.zeros(WORDS, np.int64) if batch is None else batch,
@@ -172,7 +163,7 @@ class Replicas:
             return Cause(STATE if state else OF_RANDOM, tuple(state or keys), is_healed)
         if not batches.any(axis=1).all():
             return Cause(DATA_OR_COMPUTE)
-        members = list(self._groups.members[self._groups.of(rank)])
+        members = list(self.groups.members[self.groups.of(rank)])
         same = (batches[members] == batches[rank]).all(axis=1).sum()
         return Cause(COMPUTE if 2 * same > len(members) else DATA)
 

@@ -16,7 +16,7 @@ from horovod_detox.frontend.context import Engines
 from horovod_detox.frontend.overlap import Overlap
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.torch import Packing, SignPacking, packing_of
-from horovod_detox.replicas.pieces import Piece
+from horovod_detox.replicas.replicas import Held
 from horovod_detox.torch import passes
 from horovod_detox.torch.early import EarlyGradients
 from horovod_detox.torch.replicas import holdings
@@ -40,7 +40,7 @@ class GradientExchange:
         passes: backward passes per step; gradients are summed locally until the last.
         factor: what the update is multiplied by.
         ranks: who exchanges.
-        pieces: returns what this rank holds alike with others; None: that is not looked after.
+        held: what this rank holds alike with others; None: that is not looked after.
 
     Attributes:
         number, ranks, together: see `passes.Exchange`.
@@ -54,7 +54,7 @@ class GradientExchange:
         passes: int,
         factor: float,
         ranks: Iterable[int],
-        pieces: Callable[[], list[Piece]] | None = None,
+        held: Held | None = None,
     ) -> None:
         self.number, self.ranks = next(_numbers), frozenset(ranks)
         self.together: set[Any] = set()
@@ -63,8 +63,7 @@ class GradientExchange:
             factor,
             skips=True,
             weights=self._weights,
-            pieces=pieces,
-            batch=holdings.digest_of_batches,
+            held=held,
         )
         self._failure: NoMajority | None = None
         self._holds_update = False

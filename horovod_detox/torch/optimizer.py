@@ -13,6 +13,7 @@ from horovod_detox.attacks import Attack
 from horovod_detox.frontend.fall_through import fall_through
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.replicas.pieces import Piece
+from horovod_detox.replicas.replicas import Held
 from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
@@ -117,7 +118,7 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 reduction.backward_passes_per_step,
                 reduction.factor(len(engines.plan.groups)),
                 reduction.process_set.ranks,
-                self._pieces,
+                Held(self._pieces, holdings.digest_of_batches),
             )
             holdings.trained.add(self)
             remember_batches(holdings)

@@ -24,6 +24,7 @@ from horovod_detox.vote.report import (
     OUT_OF_STEP,
     RECEPTION,
     SUSPICION,
+    UNEXPLAINED,
     Cause,
     Event,
     FaultReport,
@@ -182,12 +183,33 @@ class Ledger:
         """Enter what was found between two steps.
 
         Args:
-            step: the number of the second.
+            step: the number of either.
             findings: of what ranks hold alike.
         """
         self._note_causes(Verdict(()), findings)
         self._enter_findings(step, findings)
         self._tell()
+
+    def explain(self, steps: Mapping[int, int], causes: Mapping[int, Cause]) -> None:
+        """Say why ranks dissented in steps that were recorded without it.
+
+        Args:
+            steps: in which each of them began to, by rank.
+            causes: why, by rank.
+        """
+        for rank, cause in causes.items():
+            step, name = steps[rank], self._named([rank])
+            since = [e for e in self._events if e.kind == DISSENT and e.step >= step]
+            dissents = sum(name[0] in event.ranks for event in since)
+            self._counts.setdefault(rank, Counter())[cause.kind] += dissents
+            self._healed[rank] += cause.is_healed
+            self._causes[rank] = cause
+            explained = Event(step, DISSENT, self._groups.of(rank), name, cause=cause)
+            for i, event in enumerate(self._events):
+                if event in since and event.step == step and event.ranks == name:
+                    self._events[i] = explained
+            if self._logs and cause.kind not in UNEXPLAINED:
+                log.warning("%s", explained)
 
     def _enter_findings(self, step: int, findings: Findings) -> None:
         for rank, cause in findings.drifts.items():

@@ -1,0 +1,94 @@
+"""When ranks compare what they hold alike: when it is due, and when something is wrong."""
+
+from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.control import Control
+from horovod_detox.replicas.replicas import Replicas
+from horovod_detox.vote.fingerprint import Fingerprints
+from horovod_detox.vote.ledger import Ledger
+from horovod_detox.vote.majority import Verdict
+from horovod_detox.vote.report import NOTHING_FOUND, Findings
+
+FIRST = 1
+"""The number of the first exchange in which pieces are compared: weights may differ in number 0."""
+
+
+class Upkeep:
+    """Keeps equal what ranks hold alike, from exchange to exchange of an engine.
+
+    Digests travel with the control record when that is due. From these, and from the verdict, all
+    ranks see alike whether to compare piece by piece, which takes rounds of their own.
+
+    Args:
+        replicas: what this rank holds.
+        collectives: of the ranks.
+        ledger: is told what is found between two exchanges.
+        every: after so many exchanges digests travel; 0: only in the first that count.
+    """
+
+    def __init__(
+        self, replicas: Replicas, collectives: Collectives, ledger: Ledger, every: int
+    ) -> None:
+        self._replicas, self._collectives = replicas, collectives
+        self._ledger, self._every = ledger, every
+        self._latest: int | None = None
+        self._accused: frozenset[int] = frozenset()
+        self._to_explain: dict[int, int] | None = None
+
+    def tell(self, control: Control, step: int, fingerprints: Fingerprints) -> None:
+        """Tell the others, with the record of an exchange, of what this rank holds, if it is due.
+
+        Args:
+            control: has the record.
+            step: the number of the exchange.
+            fingerprints: of the exchange.
+        """
+        is_due = step >= FIRST and self._latest is None
+        if self._latest is not None and self._every:
+            is_due = step - self._latest >= self._every
+        if is_due and self._replicas.held.is_readable():
+            self._latest = step
+            control.tell_of_replicas(*self._replicas.told(self._collectives.rank, fingerprints))
+
+    def look(
+        self, control: Control, step: int, fingerprints: Fingerprints, verdict: Verdict
+    ) -> Findings:
+        """Compare what ranks hold alike, and heal it, if there is a reason to.
+
+        In a traced function nothing can be written; then it is done when that is over, and the
+        ledger is told.
+
+        Args:
+            control, step, fingerprints: of an exchange, in which all ranks have been heard.
+            verdict: what it came to.
+        """
+        new = self._accused_anew(verdict)
+        is_odd = self._replicas.differ(control.replicas) or control.has_unknown
+        if step < FIRST or not (new or is_odd or control.diverged or control.out_of_step):
+            return NOTHING_FOUND
+        dissenters = dict.fromkeys(sorted(new & {*verdict.dissenters}), step)
+        if self._replicas.held.is_readable():
+            return self._replicas.compare(self._collectives, fingerprints, dissenters)
+        if self._to_explain is None:
+            self._to_explain = {}
+            self._replicas.held.when_readable(lambda: self._look_later(fingerprints))
+        self._to_explain = {**dissenters, **self._to_explain}
+        return NOTHING_FOUND
+
+    def scrub(self, step: int, fingerprints: Fingerprints) -> None:
+        """Compare what ranks hold alike, and heal it; all ranks come here together."""
+        self._ledger.note(step, self._replicas.compare(self._collectives, fingerprints))
+
+    def _look_later(self, fingerprints: Fingerprints) -> None:
+        explained, self._to_explain = self._to_explain or {}, None
+        found = self._replicas.compare(self._collectives, fingerprints, explained)
+        self._ledger.explain(explained, found.causes)
+        step = max(explained.values(), default=self._latest or 0)
+        self._ledger.note(step, Findings({}, found.drifts, found.undecided))
+
+    def _accused_anew(self, verdict: Verdict) -> frozenset[int]:
+        """Return the ranks that lost a vote, or whose group did, and had not in the step before."""
+        accused = {*verdict.dissenters}
+        for group in verdict.abstentions:
+            accused.update(self._replicas.groups.members[group])
+        new, self._accused = frozenset(accused) - self._accused, frozenset(accused)
+        return new
