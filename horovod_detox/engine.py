@@ -296,12 +296,20 @@ class Engine:
             self.presence.stopping |= step.control.stopping
             self._waited = time.monotonic() - began
 
+    def prepare(self) -> None:
+        """Digest what ranks hold alike for the next exchange, in which nothing can be read."""
+        if self.upkeep is not None and self._secret and not self.presence.some_have_joined:
+            self.upkeep.prepare(self.step, self._fingerprints())
+
     def scrub(self) -> None:
         """Compare what ranks hold alike, and heal it, between two exchanges; all come here."""
         if self.upkeep is None or self._secret is None or self.presence.some_have_joined:
             return
-        fingerprints = Fingerprints(self._secret, self.step, self.plan.config.fingerprint)
-        self.upkeep.scrub(self.step, fingerprints)
+        self.upkeep.scrub(self.step, self._fingerprints())
+
+    def _fingerprints(self) -> Fingerprints:
+        """Return those of the next exchange, when ranks have a secret."""
+        return Fingerprints(self._secret or b"", self.step, self.plan.config.fingerprint)
 
     def leave(self) -> None:
         """Tell the others, in their next exchange, that this rank has no more data.

@@ -140,6 +140,7 @@ class Engines:
         if held is not None and not config.tolerance and max(map(len, groups.members)) > 1:
             of_ranks, ledger = Replicas(groups, held), engine.ledger
             engine.upkeep = Upkeep(of_ranks, collectives, ledger, config.scrub_every)
+            held.enter(engine)
         if self._attack is None:
             return engine
         beside = Name(lambda: f"{name}.drill")

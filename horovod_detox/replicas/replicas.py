@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +37,14 @@ class Held:
             int64; None: that is not known.
         is_readable: whether pieces can be read and written at this moment.
         when_readable: calls a function as soon as they can.
+        enter: is told the engine that exchanges for it.
     """
 
     pieces: Callable[[], Sequence[Piece]]
     batch: Callable[[], np.ndarray | None] = lambda: None
     is_readable: Callable[[], bool] = lambda: True
     when_readable: Callable[[Callable[[], None]], object] = lambda task: task()
+    enter: Callable[[Any], object] = lambda engine: None
 
 
 class Replicas:

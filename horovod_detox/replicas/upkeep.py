@@ -1,5 +1,8 @@
 """When ranks compare what they hold alike: when it is due, and when something is wrong."""
 
+import numpy as np
+
+from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.control import Control
 from horovod_detox.replicas.replicas import Replicas
@@ -8,6 +11,8 @@ from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
 from horovod_detox.vote.report import NOTHING_FOUND, Findings
 
+NOTHING = np.zeros(2 * WORDS, np.int64)
+"""What a rank tells of what it holds when it tells nothing."""
 FIRST = 1
 """The number of the first exchange in which pieces are compared: weights may differ in number 0."""
 
@@ -33,6 +38,7 @@ class Upkeep:
         self._latest: int | None = None
         self._accused: frozenset[int] = frozenset()
         self._to_explain: dict[int, int] | None = None
+        self._prepared: tuple[int, tuple[np.ndarray, bool]] = -1, (NOTHING, False)
 
     def tell(self, control: Control, step: int, fingerprints: Fingerprints) -> None:
         """Tell the others, with the record of an exchange, of what this rank holds, if it is due.
@@ -42,12 +48,22 @@ class Upkeep:
             step: the number of the exchange.
             fingerprints: of the exchange.
         """
-        is_due = step >= FIRST and self._latest is None
-        if self._latest is not None and self._every:
-            is_due = step - self._latest >= self._every
-        if is_due and self._replicas.held.is_readable():
+        if self._replicas.held.is_readable():
+            self.prepare(step, fingerprints)
+        of_step, told = self._prepared
+        if of_step == step:
             self._latest = step
-            control.tell_of_replicas(*self._replicas.told(self._collectives.rank, fingerprints))
+            control.tell_of_replicas(*told)
+
+    def prepare(self, step: int, fingerprints: Fingerprints) -> None:
+        """Digest for an exchange what is to be told in it, if it is due, as far as it is not."""
+        if self._is_due(step) and self._prepared[0] != step:
+            self._prepared = step, self._replicas.told(self._collectives.rank, fingerprints)
+
+    def _is_due(self, step: int) -> bool:
+        if self._latest is None:
+            return step >= FIRST
+        return 0 < self._every <= step - self._latest
 
     def look(
         self, control: Control, step: int, fingerprints: Fingerprints, verdict: Verdict

@@ -14,6 +14,7 @@ from horovod_detox.tensorflow.optimizer import DistributedOptimizer as Distribut
 from horovod_detox.tensorflow.optimizer import (
     PartialDistributedOptimizer as PartialDistributedOptimizer,
 )
+from horovod_detox.tensorflow.replicas import guard as guard
 from horovod_detox.tensorflow.tape import DistributedGradientTape as DistributedGradientTape
 from horovod_detox.tensorflow.tape import (
     PartialDistributedGradientTape as PartialDistributedGradientTape,
@@ -33,6 +34,7 @@ fault_report = _context.fault_report
 reset_fault_report = _context.reset_fault_report
 on_fault = _context.on_fault
 agree = _context.agree
+scrub = _context.scrub
 add_process_set = _context.add_process_set
 globals().update(_waiting(globals()))
 __getattr__ = _fall_through(__name__)

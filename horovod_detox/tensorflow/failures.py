@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from horovod_detox import process
+from horovod_detox.tensorflow.executions import executions
 from horovod_detox.tensorflow.replacing import replace_method
 
 _latest: list[Exception] = []
@@ -45,7 +46,8 @@ def raise_as_they_are() -> None:
 
 def _call_and_translate(call: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     try:
-        return call(function, *args, **kwargs)
+        with executions.running((args, kwargs)):
+            return call(function, *args, **kwargs)
     except tf.errors.OpError as error:
         if failure := _behind(error):
             _leave_the_word_to_rank_0(failure)

@@ -1,7 +1,6 @@
 """From gradients to the update that all ranks share, eagerly or inside a tf.function."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from horovod_detox.packing.tensorflow import packing_of
 from horovod_detox.tensorflow.compression import Compression
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
-from horovod_detox.tensorflow.variables import native
+from horovod_detox.tensorflow.variables import name_of, native
 
 raise_as_they_are()
 
@@ -40,6 +39,7 @@ class GradientExchange:
 
     Attributes:
         is_skipped: whether the latest update is to be skipped, a tensor; None: it cannot be.
+        variables: those that the latest gradients were of.
 
     Raises:
         ValueError: when the rule needs more than the compression sends.
@@ -65,7 +65,7 @@ class GradientExchange:
         self._local: set[Any] = set()
         self._factor = reduction.factor(groups)
         self.is_skipped: Any = None
-        self._variables: list[tf.Variable] = []
+        self.variables: list[tf.Variable] = []
         self._steps = tf.constant(0, tf.int64) if steps is None else steps
         self._local_factor = 1 / groups if scale_local_gradients else 1.0
 
@@ -84,7 +84,7 @@ class GradientExchange:
 
     def weights(self) -> Iterator[np.ndarray]:
         """Yield the values of the variables that the latest gradients were of."""
-        return (variable.numpy() for variable in self._variables)
+        return (variable.numpy() for variable in self.variables)
 
     def is_local(self, variable: Any) -> bool:
         """Return whether the gradients of a variable stay on this rank."""
@@ -109,7 +109,7 @@ class GradientExchange:
         ):
             return result
         sources = [native(variable) for _, variable in shared.values()]
-        self._variables = readable(sources)
+        self.variables = readable(sources)
         engine = self._engine_of(sources)
         try:
             updates = self._exchange(engine, shared)
@@ -183,18 +183,6 @@ def _exchange(
     update.set_shape(words.shape)
     is_skipped.set_shape(())
     return update, is_skipped
-
-
-def name_of(variable: Any, position: int) -> str:
-    """Name a variable: its position, and its path without the numbers of Keras.
-
-    >>> class Kernel:
-    ...     path = "sequential_2/dense_5/kernel"
-    >>> name_of(Kernel, 3)
-    '3 sequential/dense/kernel'
-    """
-    name = getattr(variable, "path", None) or getattr(variable, "name", None) or "source"
-    return f"{position} {re.sub(r'(_[0-9]+)?(:[0-9]+)?(?=/|$)', '', name)}"
 
 
 def _dense(gradient: Any, variable: Any) -> tf.Tensor:

@@ -1,6 +1,6 @@
 """Keras 3's optimizers with DETOX between the gradients and the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakSet
 
@@ -16,6 +16,7 @@ from horovod_detox.tensorflow.epochs import Team
 from horovod_detox.tensorflow.gradients import GradientExchange, scaled
 from horovod_detox.tensorflow.keras_classes import replace_methods
 from horovod_detox.tensorflow.own_apply import ExchangeBeforeApply, has_own_apply
+from horovod_detox.tensorflow.replicas import held
 from horovod_detox.tensorflow.tape import local_weights
 from horovod_detox.vote.work import Tally
 
@@ -79,8 +80,17 @@ def DistributedOptimizer(
     engines = context.engines(process_set, tally, attack)
     factor = reduction.factor(len(engines.plan.groups)) if engines else 1
     engine = None
+
+    def models() -> Iterable[Any]:
+        return getattr(optimizer, "inner_optimizer", optimizer).detox.models
+
     if engines:
-        engine = engines.make_for_gradients(factor, is_keras, lambda: exchange.weights())
+        engine = engines.make_for_gradients(
+            factor,
+            is_keras,
+            lambda: exchange.weights(),
+            held(lambda: exchange.variables, optimizer, models) if is_keras else None,
+        )
     exchange = GradientExchange(
         reduction,
         engines.plan if engines else None,

@@ -16,6 +16,7 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.frontend.session import Session
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.gradients import GradientExchange, readable
+from horovod_detox.tensorflow.replicas import held
 from horovod_detox.vote.work import Tally
 
 _shared: "WeakKeyDictionary[Session, dict[Any, _Engines | None]]" = WeakKeyDictionary()
@@ -147,7 +148,8 @@ class _Engines:
         if key not in self._made:
             variables = readable(sources)
             self._made[key] = self._engines.make_for_gradients(
-                weights=lambda: (variable.numpy() for variable in variables)
+                weights=lambda: (variable.numpy() for variable in variables),
+                held=held(lambda: variables) if variables else None,
             )
             if isinstance(sources[0], tf.Variable):  # another may get its identity
                 weakref.finalize(sources[0], self._made.pop, key, None)

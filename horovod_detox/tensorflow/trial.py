@@ -18,8 +18,7 @@ from horovod_detox.determinism.trial import SEED, Named, Piece, try_out
 from horovod_detox.determinism.verdict import PreflightReport
 from horovod_detox.tensorflow.conditions import conditions
 from horovod_detox.tensorflow.context import context
-from horovod_detox.tensorflow.gradients import name_of
-from horovod_detox.tensorflow.variables import native
+from horovod_detox.tensorflow.variables import name_of, native
 
 
 def preflight(

@@ -1,7 +1,7 @@
 """TensorFlow's and Keras 3's variables: from the root to all ranks."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -14,11 +14,25 @@ from horovod_detox.tensorflow.collectives import in_time
 from horovod_detox.tensorflow.context import context
 
 SCOPE, WHAT = "detox", "broadcast_variables"
+on_broadcast: list[Callable[[list[Any]], None]] = []
+"""Are told which variables are the same on all ranks."""
 
 
 def native(variable: Any) -> Any:
     """Return the `tf.Variable` inside a Keras variable, or what is none as it is."""
     return variable.value if isinstance(getattr(variable, "value", None), tf.Variable) else variable
+
+
+def name_of(variable: Any, position: int) -> str:
+    """Name a variable: its position, and its path without the numbers of Keras.
+
+    >>> class Kernel:
+    ...     path = "sequential_2/dense_5/kernel"
+    >>> name_of(Kernel, 3)
+    '3 sequential/dense/kernel'
+    """
+    name = getattr(variable, "path", None) or getattr(variable, "name", None) or "source"
+    return f"{position} {re.sub(r'(_[0-9]+)?(:[0-9]+)?(?=/|$)', '', name)}"
 
 
 def broadcast_variables(
@@ -59,6 +73,8 @@ def broadcast_variables(
             variable.assign(received)
 
     in_time(assign, WHAT, collectives)
+    for tell in on_broadcast:
+        tell(natives)
 
 
 def _described(variable: tf.Variable) -> list[Any]:

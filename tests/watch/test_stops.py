@@ -28,7 +28,8 @@ TELLS = {
     "stop": rf"rank {{bad}} has been stopped \(SIGSTOP\) for \d+ s, last seen .*{LIMIT}",
     "lock": rf"rank {{bad}} has not answered for \d+ s \(sleeping\), last seen .*{LIMIT}",
     "reduce": rf"rank {{bad}} has been at {AT}.*{WAITS} hvd\.allreduce\('loss'\)\.{LIMIT}",
-    "set": rf"rank {{bad}} has been at {AT}.*rank [02] has been waiting .*(hvd|the exch){LIMIT}",
+    "set": rf"rank {{bad}} has been at {AT}.*(rank \d|\d ranks) ha(s|ve) been waiting .*"
+    rf"(hvd|the exch){LIMIT}",
     "other": r"ranks have been waiting for each other in different places for \d+ s: "
     r".*rank {bad} waits in hvd\.allreduce\('loss'\).*{rest} ranks wait in the exchange of step 8"
     r".*different paths",

@@ -12,11 +12,13 @@ from horovod_detox.tensorflow import fault_report as fault_report
 from horovod_detox.tensorflow import group as group
 from horovod_detox.tensorflow import group_rank as group_rank
 from horovod_detox.tensorflow import group_size as group_size
+from horovod_detox.tensorflow import guard as guard
 from horovod_detox.tensorflow import init as init
 from horovod_detox.tensorflow import num_groups as num_groups
 from horovod_detox.tensorflow import on_fault as on_fault
 from horovod_detox.tensorflow import preflight as preflight
 from horovod_detox.tensorflow import reset_fault_report as reset_fault_report
+from horovod_detox.tensorflow import scrub as scrub
 from horovod_detox.tensorflow import seed_group as seed_group
 from horovod_detox.tensorflow import shard as shard
 from horovod_detox.tensorflow import shutdown as shutdown

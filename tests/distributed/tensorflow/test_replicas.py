@@ -1,0 +1,187 @@
+"""One wrong bit in what ranks hold alike is named with its cause, and healed: fit and loops."""
+
+import hashlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import horovod_detox.tensorflow as hvd
+import horovod_detox.tensorflow.keras as hvdk
+
+from .training import everywhere
+
+STEPS, WHEN, SCRUB = 12, 5, 4
+WAYS = ("fit", "function", "eager")
+
+
+def network():
+    """Return a model with an embedding of which some rows are never used, and dropout."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((2,), dtype="int32"),
+            layers.Embedding(10, 6),
+            layers.Flatten(),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3),
+            layers.Dense(3),
+        ]
+    )
+
+
+def flip(variable, index=0, bit=20):
+    """Flip a bit of a variable of float32, as a particle would."""
+    array = np.array(variable.numpy())
+    array.reshape(-1).view(np.int32)[index] ^= 1 << bit
+    variable.assign(array)
+
+
+def weight_named(model, name):
+    return next(each for each in model.weights if each.path.endswith(name))
+
+
+def of_adam(name):
+    return lambda model: flip(next(v for v in model.optimizer.variables if name in v.path))
+
+
+FAULTS = {
+    "weight": (lambda model: flip(model.trainable_variables[-2]), "state"),
+    "row not in use": (lambda model: flip(model.trainable_variables[0], index=55), "state"),
+    "moving mean": (lambda model: flip(weight_named(model, "moving_mean")), "state"),
+    "first moment": (of_adam("momentum"), "state"),
+    "learning rate": (lambda model: flip(model.optimizer.learning_rate), "state"),
+    "one number too many": (lambda model: model.layers[3].seed_generator.next(), "random"),
+}
+
+
+class At(keras.callbacks.Callback):
+    """Does something to the model before a batch."""
+
+    def __init__(self, does):
+        super().__init__()
+        self.does, self.seen = does, 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.does(batch, self.model)
+
+
+def states_of(model):
+    """Return a digest of all that a rank holds."""
+    variables = [*model.variables, *model.optimizer.variables]
+    bits = b"".join(np.ascontiguousarray(variable.numpy()).tobytes() for variable in variables)
+    return hashlib.sha256(bits).hexdigest()
+
+
+def train(start, way, fault=None, bad=(), lies=()):
+    """Train with a fault in one step, lies in later ones; return digest and report."""
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=SCRUB)
+    keras.utils.set_random_seed(3)
+    model = network()
+    hvd.broadcast_variables(model.variables, root_rank=0)
+    hvd.seed_group(5, model)
+    optimizer = hvdk.DistributedOptimizer(keras.optimizers.Adam(0.01))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    tokens = np.arange(16 * STEPS, dtype=np.int32).reshape(-1, 2) % 7
+    labels = (tokens[:, 0] * 5) % 3
+    weights = tf.Variable(tf.ones(8))
+
+    def before(step, model):
+        if step == WHEN and hvd.rank() in bad and fault:
+            fault(model)
+        lying = step > WHEN + SCRUB and hvd.rank() in lies
+        weights.assign(tf.fill([8], 3.0 if lying else 1.0))
+
+    def step(inputs, labels):
+        with tf.GradientTape() as tape:
+            losses = keras.losses.sparse_categorical_crossentropy(
+                labels, model(inputs, training=True), from_logits=True
+            )
+            loss = tf.reduce_mean(losses * weights)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    if way == "fit":
+        data = tf.data.Dataset.from_tensor_slices((tokens, labels)).batch(8)
+        data = data.map(lambda x, y: (x, y, tf.identity(weights)))
+        model.fit(data, shuffle=False, verbose=0, callbacks=[At(before)])
+    else:
+        run = tf.function(step) if way == "function" else step
+        for i in range(STEPS):
+            before(i, model)
+            rows = slice(8 * i, 8 * i + 8)
+            run(tf.constant(tokens[rows]), tf.constant(labels[rows]))
+    return states_of(model), hvd.fault_report()
+
+
+def honest(start, way, _kept={}):  # noqa: B006
+    """Return the digest of the run without a fault, on all ranks."""
+    if way not in _kept:
+        state, report = train(start, way)
+        assert (report.events, report.causes) == ((), {})
+        _kept[way] = everywhere(state)
+        assert len(set(_kept[way])) == hvd.num_groups()  # groups draw other random numbers
+    return _kept[way]
+
+
+CASES = [("fit", name) for name in FAULTS] + [
+    ("function", "weight"),
+    ("function", "moving mean"),
+    ("eager", "first moment"),
+    ("eager", "one number too many"),
+]
+
+
+@pytest.mark.parametrize(("way", "name"), CASES)
+def test_a_fault_is_named_and_healed(start, way, name):
+    expected = honest(start, way)
+    bad = 0 if CASES.index((way, name)) % 2 else hvd.size() - 1
+    fault, kind = FAULTS[name]
+    lies = [2 if not bad else 3 if hvd.size() == 6 else bad - 1]  # a member of the same group
+    state, report = train(start, way, fault, [bad], lies)
+    assert everywhere(state) == expected
+    explained = [event for event in report.events if event.cause and event.ranks == (bad,)]
+    assert {event.cause.kind for event in explained} == {kind}
+    assert explained[0].cause.is_healed
+    assert WHEN <= explained[0].step <= WHEN + SCRUB + 1
+    assert report.healed == {bad: 1}
+    # Full redundancy again: a lie in the same group is masked, and named.
+    compute = "data or compute" if way != "function" else "compute"
+    assert report.causes[lies[0]].keys() == {compute}  # fit reads data ahead
+    assert report.abstentions == {}
+
+
+def test_other_data_do_not_count_against_a_machine(start):
+    expected = honest(start, "function")
+    assert expected
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    variable = tf.Variable([1.0, 2.0])
+    optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
+
+    @tf.function
+    def step(batch):
+        optimizer.apply([batch], [variable])
+
+    for i in range(4):
+        step(tf.constant([float(i), 9.0 if i == 2 and hvd.rank() == 0 else 1.0]))
+    report = hvd.fault_report()
+    assert report.causes == {0: {"data": 1}}
+    assert (report.healed, report.hosts_at_fault) == ({}, {})
+
+
+def test_scrub_heals_what_was_guarded(start):
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    variable, average = tf.Variable([1.0, 2.0]), tf.Variable([5.0])
+    optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
+    hvd.guard(average)
+    for _ in range(3):
+        optimizer.apply([tf.ones(2)], [variable])
+    if hvd.rank() == 0:
+        average.assign([7.0])
+        variable.assign([0.0, 0.0])
+    report = hvd.scrub()
+    assert report.healed == {0: 1}
+    assert (average.numpy()[0], len(set(everywhere(variable.numpy().tolist()[0])))) == (5, 1)
+    with pytest.raises(TypeError, match="it is for variables"):
+        hvd.guard(3)
