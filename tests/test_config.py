@@ -78,6 +78,7 @@ def test_every_field_has_its_variable():
             "HOROVOD_DETOX_EXCHANGE": "sharded",
             "HOROVOD_DETOX_ONE_ROUND_BYTES": "4096",
             "HOROVOD_DETOX_OVERLAP_BYTES": "8192",
+            "HOROVOD_DETOX_SCRUB_EVERY": "7",
             "HOROVOD_DETOX_WITNESSES": "2",
             "HOROVOD_DETOX_SEED": "9",
             "HOROVOD_DETOX_TIMEOUT": "12.5",
@@ -105,7 +106,7 @@ def test_every_field_has_its_variable():
         timeout=12.5,
         preflight=False,
     )
-    assert len(Detox().describe()) == 17  # a new field needs a line above
+    assert len(Detox().describe()) == 18  # a new field needs a line above
     # It does not go with witnesses.
     assert Detox.from_environment({"HOROVOD_DETOX_TOLERANCE": "1e-5"}).tolerance == 1e-5
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from horovod_detox.arrays.namespaces import Words
+from horovod_detox.arrays.namespaces import Words, view
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.vote.fingerprint import Fingerprints
 
@@ -48,8 +48,11 @@ class Piece:
 def digests_of(words: Sequence[Words], fingerprints: Fingerprints) -> np.ndarray:
     """Digest what was read of pieces: `(pieces, WORDS)` of int64."""
     digests = np.zeros((len(words), WORDS), np.int64)
-    some = [i for i, each in enumerate(words) if len(each)]
-    if some:
+    on_device: dict[str, list[int]] = {}
+    for i, each in enumerate(words):
+        if len(each):
+            on_device.setdefault(str(view(each).device), []).append(i)
+    for some in on_device.values():
         digests[some] = fingerprints.of_each([words[i] for i in some], [0] * len(some))
     return digests
 

@@ -16,9 +16,8 @@ from tests.votes import bits
 tf = pytest.importorskip("tensorflow")
 
 from horovod_detox.packing.tensorflow import Packing  # noqa: E402
-from horovod_detox.tensorflow import gradients as gradients_module  # noqa: E402
-from horovod_detox.tensorflow import metrics  # noqa: E402
-from horovod_detox.tensorflow.gradients import name_of  # noqa: E402
+from horovod_detox.tensorflow import metrics, variables  # noqa: E402
+from horovod_detox.tensorflow.variables import name_of  # noqa: E402
 
 COMPRESSION = pytest.importorskip("horovod.tensorflow").Compression
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
@@ -95,7 +94,7 @@ def test_names_do_not_depend_on_what_a_rank_made_before(given, expected):
     assert name_of(Variable(), 0) == expected
 
 
-@pytest.mark.parametrize("module", [gradients_module, metrics])
+@pytest.mark.parametrize("module", [metrics, variables])
 def test_examples_in_docstrings(module):
     """pytest does not look for them where a framework may be missing."""
     result = doctest.testmod(module)

@@ -19,7 +19,7 @@ def stop(how):
     if how == "sleep":
         time.sleep(1000)
     elif how == "nap":
-        time.sleep(12)
+        time.sleep(15)
     elif how == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "error":

@@ -60,7 +60,11 @@ def test_a_rank_that_leaves_a_step_out_is_named_at_the_next_exchange(start):
         optimizer._backend_update_step = update
     report = hvd.fault_report()
     assert report.out_of_step == {2: 1}
-    assert [event.step for event in report.events] == [2]
+    assert [(event.step, event.kind) for event in report.events] == [
+        (2, "out_of_step"),
+        (2, "drift"),
+    ]
+    assert everywhere(variable.numpy().tolist()) == [variable.numpy().tolist()] * 4
 
 
 def test_a_model_whose_optimizer_is_wrapped_after_a_first_fit_exchanges(start):
