@@ -138,6 +138,32 @@ def test_flipped_labels_do_not_count_against_a_machine(start, bad):
     assert (report.healed, report.hosts_at_fault) == ({}, {})
 
 
+def test_an_evaluation_on_rank_0_alone_accuses_nobody_for_long(start):
+    """The data loader draws a seed there, so that dropout differs from then on."""
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Dropout(), torch.nn.Linear(8, 3))
+    hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    hvd.seed_group(5)
+    data = TensorDataset(torch.randn(24, 5), torch.arange(24) % 3)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(network.parameters(), 0.1))
+    for epoch in range(3):
+        for inputs, labels in DataLoader(data, 8):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(inputs), labels).backward()
+            optimizer.step()
+        if hvd.rank() == 0 and epoch == 0:
+            for inputs, _ in DataLoader(data, 12):
+                network(inputs)
+    report = hvd.fault_report()
+    assert (report.dissents, report.causes) == ({0: 1}, {0: {"random": 1}})
+    assert str(report.events[0]) == (
+        "step 3: group 0 outvoted rank 0: it drew random numbers that others of its group did not, "
+        "as an evaluation on one rank does (random/torch); healed"
+    )
+    assert len(set(everywhere(torch.get_rng_state().numpy().tobytes()))) == hvd.num_groups()
+
+
 @pytest.mark.ranks(6)
 def test_flips_in_two_members_of_a_group_cost_no_vote(start):
     """Not in the same step, and not in one: all ranks hold the state, not only the group."""
