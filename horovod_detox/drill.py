@@ -99,7 +99,7 @@ class DrilledEngine:
         self._attack = attack
         self._collectives = collectives
         self._drill = CopyDrill(attack, collectives.rank, engine.plan)
-        self.presence, self.tally = engine.presence, engine.tally
+        self.presence, self.tally, self.scrub = engine.presence, engine.tally, engine.scrub
 
     def exchange(
         self,

@@ -1,7 +1,8 @@
 """What keeps ranks together in `fit`: metrics that are alike on all, and one decision to stop."""
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,7 @@ class Team:
         presence: of the optimizer's engine.
         name: tells the team from all others.
         told: warnings that were given and are not to be given again.
+        scrub: compares what the ranks hold alike, and heals it.
     """
 
     process_set: Any
@@ -43,6 +45,7 @@ class Team:
     presence: Presence
     name: object
     told: set[str] = field(default_factory=set, compare=False)
+    scrub: Callable[[], None] = field(default=lambda: None, compare=False)
 
     @cached_property
     def _collectives(self) -> Collectives:
@@ -52,10 +55,11 @@ class Team:
         """Gather a JSON value from every rank."""
         return share(self._collectives, name, value)
 
-    def share_at_end(self, name: str, value: Any) -> list[Any]:
-        """Do so at the end of an epoch, which some ranks may have reached before others."""
+    @contextmanager
+    def meeting_at_end(self) -> Iterator[None]:
+        """Come together at the end of an epoch, which some ranks may have reached before others."""
         try:
-            return self.share(name, value)
+            yield
         except ExchangeTimeout as error:
             more = (
                 "This rank is at the end of an epoch: have all ranks as many batches in it? Deal "
@@ -116,9 +120,12 @@ class AgreeFirst(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Replace the metrics that all ranks have."""
+        """Replace the metrics that all ranks have; heal what is saved now."""
+        with self._team.meeting_at_end():
+            self._team.scrub()
         if self._averages and logs is not None:
-            everyones = self._team.share_at_end("metrics", numbers(logs))
+            with self._team.meeting_at_end():
+                everyones = self._team.share("metrics", numbers(logs))
             logs.update(averages(everyones, self._team.groups))
 
 
@@ -164,7 +171,8 @@ class StopTogether(keras.callbacks.Callback):
         if self._stops:
             return
         self._note()
-        everyones = self._team.share_at_end("stop", self._team.presence.wants_to_stop)
+        with self._team.meeting_at_end():
+            everyones = self._team.share("stop", self._team.presence.wants_to_stop)
         self._decide([rank for rank, wants in enumerate(everyones) if wants])
         self._team.presence.forget_wishes()
 

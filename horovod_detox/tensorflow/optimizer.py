@@ -123,6 +123,7 @@ def DistributedOptimizer(
             engine.presence,
             context.name(process_set),
             context.session().told,
+            engine.scrub,
         )
     optimizer.register_local_var = exchange.register_local
     return optimizer

@@ -185,3 +185,25 @@ def test_scrub_heals_what_was_guarded(start):
     assert (average.numpy()[0], len(set(everywhere(variable.numpy().tolist()[0])))) == (5, 1)
     with pytest.raises(TypeError, match="it is for variables"):
         hvd.guard(3)
+
+
+def test_what_is_saved_at_the_end_of_an_epoch_is_healed_before(start):
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    keras.utils.set_random_seed(3)
+    model, saved = network(), []
+
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3 and hvd.rank() == 0:  # after the last step of the epoch
+                flip(weight_named(model, "moving_mean"))
+
+        def on_epoch_end(self, epoch, logs=None):
+            saved.append(weight_named(model, "moving_mean").numpy().tolist())
+
+    hvd.broadcast_variables(model.variables, root_rank=0)
+    hvd.seed_group(5, model)
+    model.compile(hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    inputs = np.arange(64, dtype=np.int32).reshape(32, 2) % 7
+    model.fit(inputs, np.zeros((32, 3)), 8, 2, verbose=0, shuffle=False, callbacks=[Save()])
+    assert everywhere(saved) == [saved] * hvd.size()
+    assert hvd.fault_report().healed == {0: 2}
