@@ -12,7 +12,7 @@ import keras
 from horovod_detox.engine import Presence
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
-from horovod_detox.exchange.waits import ExchangeTimeout
+from horovod_detox.exchange.waits import ExchangeTimeout, waits
 from horovod_detox.tensorflow.context import context
 from horovod_detox.tensorflow.metrics import averages, numbers
 from horovod_detox.vote.groups import Groups
@@ -58,8 +58,10 @@ class Team:
     @contextmanager
     def meeting_at_end(self) -> Iterator[None]:
         """Come together at the end of an epoch, which some ranks may have reached before others."""
+        ranks = self.process_set.ranks if self.process_set.process_set_id else ()
         try:
-            yield
+            with waits.waiting("the end of an epoch", ranks):
+                yield
         except ExchangeTimeout as error:
             more = (
                 "This rank is at the end of an epoch: have all ranks as many batches in it? Deal "
