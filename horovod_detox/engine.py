@@ -332,6 +332,8 @@ class Engine:
     def rejoin(self, step: int) -> None:
         """Go on with the ranks that had joined, all in this step."""
         self.presence.some_have_joined = False
+        if self.upkeep is not None:
+            self.upkeep.begin_anew()
         self.history.begin_anew(step)
         self._digest = np.zeros(WORDS, dtype=np.int64)
         self._secret = None

@@ -1,5 +1,7 @@
 """When ranks compare what they hold alike: when it is due, and when something is wrong."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from horovod_detox.arrays.nh import WORDS
@@ -63,7 +65,8 @@ class Upkeep:
     def _is_due(self, step: int) -> bool:
         if self._latest is None:
             return step >= FIRST
-        return 0 < self._every <= step - self._latest
+        is_postponed = step == self._latest
+        return is_postponed or 0 < self._every <= step - self._latest
 
     def look(
         self, control: Control, step: int, fingerprints: Fingerprints, verdict: Verdict
@@ -77,17 +80,17 @@ class Upkeep:
             control, step, fingerprints: of an exchange, in which all ranks have been heard.
             verdict: what it came to.
         """
-        new = self._accused_anew(verdict)
-        is_odd = self._replicas.differ(control.replicas) or control.has_unknown
-        if step < FIRST or not (new or is_odd or control.diverged or control.out_of_step):
+        new = self._accused_anew(verdict, {*control.diverged, *control.out_of_step})
+        # What single ranks tell when it is not due is nobody's business.
+        is_told = 2 * control.replicas.any(axis=1).sum() > len(control.replicas)
+        is_odd = is_told and (control.has_unknown or self._replicas.differ(control.replicas))
+        if step < FIRST or not (new or is_odd):
             return NOTHING_FOUND
         dissenters = dict.fromkeys(sorted(new & {*verdict.dissenters}), step)
         if self._replicas.held.is_readable():
             return self._replicas.compare(self._collectives, fingerprints, dissenters)
-        if self._to_explain is None:
-            self._to_explain = {}
-            self._replicas.held.when_readable(lambda: self._look_later(fingerprints))
-        self._to_explain = {**dissenters, **self._to_explain}
+        self._to_explain = {**dissenters, **(self._to_explain or {})}
+        self._replicas.held.when_readable(lambda: self._look_later(fingerprints))
         return NOTHING_FOUND
 
     def scrub(self, step: int, fingerprints: Fingerprints) -> None:
@@ -95,15 +98,24 @@ class Upkeep:
         self._ledger.note(step, self._replicas.compare(self._collectives, fingerprints))
 
     def _look_later(self, fingerprints: Fingerprints) -> None:
-        explained, self._to_explain = self._to_explain or {}, None
+        explained, self._to_explain = self._to_explain, None
+        if explained is None:
+            return
         found = self._replicas.compare(self._collectives, fingerprints, explained)
         self._ledger.explain(explained, found.causes)
         step = max(explained.values(), default=self._latest or 0)
         self._ledger.note(step, Findings({}, found.drifts, found.undecided))
 
-    def _accused_anew(self, verdict: Verdict) -> frozenset[int]:
-        """Return the ranks that lost a vote, or whose group did, and had not in the step before."""
-        accused = {*verdict.dissenters}
+    def begin_anew(self) -> None:
+        """Forget who is accused, as ranks that were away do not know it."""
+        self._accused = frozenset()
+
+    def _accused_anew(self, verdict: Verdict, named: Collection[int] = ()) -> frozenset[int]:
+        """Return the ranks at fault that were not in the step before.
+
+        They lost a vote, or their group did, or are named for their records.
+        """
+        accused = {*verdict.dissenters, *named}
         for group in verdict.abstentions:
             accused.update(self._replicas.groups.members[group])
         new, self._accused = frozenset(accused) - self._accused, frozenset(accused)

@@ -9,6 +9,7 @@ import pytest
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.control import UNKNOWN, Control
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.packing.layout import Layout
 from horovod_detox.replicas.pieces import BUFFERS, OPTIMIZER, PARAMETERS, RANDOM, Piece
@@ -327,6 +328,25 @@ def test_a_lasting_lie_is_examined_once():
     assert report.dissents == {1: 7}
     assert report.causes == {1: {"compute": 7}}
     assert [event.cause is not None for event in report.events] == [True] + [False] * 6
+
+
+@pytest.mark.parametrize("lie", ["digest", "flag", "update"])
+def test_what_one_rank_tells_wrongly_again_and_again_costs_a_round_at_most(lie, monkeypatch):
+    tell = Control.tell
+
+    def tell_wrongly(control, facts=(), is_complete=True):
+        if control._collectives.rank == 4 and control._record["step"][0] > 4:
+            if lie == "digest":
+                control._record["replicas"] += 7
+            elif lie == "flag":
+                control._record["flags"] |= UNKNOWN
+            else:
+                control._record["update"] += 7
+        return tell(control, facts, is_complete)
+
+    monkeypatch.setattr(Control, "tell", tell_wrongly)
+    results = exchanges(16, every=0)
+    assert names_of(results) == ["replicas"] * (2 if lie == "update" else 1)
 
 
 def test_flips_in_two_members_are_healed_though_the_step_is_lost():
