@@ -11,7 +11,9 @@ AT = 8
 
 def steps(how):
     """Return how many steps the training has, if nothing ends it."""
-    return int(os.environ.get("SOAK", 200)) if how == "late" else 24
+    if how == "late":
+        return int(os.environ.get("SOAK", 200))
+    return 124 if how == "nap" else 24  # some seconds, in which it is heard to be back
 
 
 def stop(how):
