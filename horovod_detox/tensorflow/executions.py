@@ -3,7 +3,7 @@
 TensorFlow does not say which of its operations an exchange is in the midst of.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -27,7 +27,7 @@ class Executions:
         self.engines: WeakSet[Engine] = WeakSet()
         self._depth = 0
         self._later: list[Callable[[], None]] = []
-        self._given: Sequence[Any] = ()
+        self._given: Any = ()
 
     def is_over(self) -> bool:
         """Return whether none runs."""
@@ -51,24 +51,28 @@ class Executions:
             self._later.clear()
             for engine in list(self.engines):
                 engine.prepare()
-            tensors = tf.nest.flatten(arguments)
-            self._given = [each for each in tensors if isinstance(each, (tf.Tensor, np.ndarray))]
+            self._given = arguments
         self._depth += 1
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._depth -= 1
+            if self.is_over():
+                tasks, self._later = self._later, []
+                for task in tasks:
+                    task()
         finally:
-            self._depth -= 1
-        if self.is_over():
-            tasks, self._later = self._later, []
-            for task in tasks:
-                task()
+            if self.is_over():
+                self._given = ()
 
     def digest_of_batch(self) -> np.ndarray | None:
-        """Return a digest of the tensors that the latest was given; None: there were none.
+        """Return a digest of the tensors that the one under way was given; None: it has none.
 
         In Keras's `fit` it is given an iterator.
         """
-        arrays = [np.ascontiguousarray(np.asarray(tensor)) for tensor in self._given]
+        given = [x for x in tf.nest.flatten(self._given) if isinstance(x, (tf.Tensor, np.ndarray))]
+        arrays = [np.ascontiguousarray(np.asarray(tensor)) for tensor in given]
         numbers = [array for array in arrays if not array.dtype.hasobject]
         return digest_of_batch([digest(array) for array in numbers]) if numbers else None
 

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -204,12 +204,11 @@ class Ledger:
             self._counts.setdefault(rank, Counter())[cause.kind] += dissents
             self._healed[rank] += cause.is_healed
             self._causes[rank] = cause
-            explained = Event(step, DISSENT, self._groups.of(rank), name, cause=cause)
             for i, event in enumerate(self._events):
                 if event in since and event.step == step and event.ranks == name:
-                    self._events[i] = explained
-            if self._logs and cause.kind not in UNEXPLAINED:
-                log.warning("%s", explained)
+                    self._events[i] = replace(event, cause=cause)
+                    if self._logs and cause.kind not in UNEXPLAINED:
+                        log.warning("%s", self._events[i])
 
     def _enter_findings(self, step: int, findings: Findings) -> None:
         for rank, cause in findings.drifts.items():
@@ -299,7 +298,8 @@ class Ledger:
             if self._logs and fault.count in _POWERS:
                 log.warning("step %d: %s %s", step, self._who(kind, culprit), str(fault))
             fault.is_said |= fault.count in _POWERS or fault.count == 1
-        if self._logs and (is_new or cause is not None):
+        is_explained = cause is not None and cause.kind not in UNEXPLAINED
+        if self._logs and (is_new or is_explained):
             log.warning("%s", event)
         self._events.append(event)
         self._untold.append(event)

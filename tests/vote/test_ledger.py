@@ -4,10 +4,10 @@ import json
 import logging
 
 from horovod_detox.vote import ledger as ledger_module
-from horovod_detox.vote.groups import form_groups
+from horovod_detox.vote.groups import Groups, form_groups
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict, Vote
-from horovod_detox.vote.report import Event, FaultReport
+from horovod_detox.vote.report import Cause, Event, FaultReport, Findings
 from horovod_detox.vote.work import Tally
 
 GROUPS = form_groups(6, 3)  # (0, 2, 4) and (1, 3, 5)
@@ -205,3 +205,25 @@ def test_an_account_that_begins_anew_tells_what_comes_after():
     assert str(ledger.report()) == "no fault in any of 1 steps; SGD: 2 steps in 2 exchanges"
     ledger.account_for(Tally("RMSprop"))
     assert str(ledger.report()).endswith("RMSprop: 0 steps in 0 exchanges")
+
+
+def test_a_dissent_without_another_cause_is_logged_once_and_an_explained_one_each_time(caplog):
+    ledger = Ledger(Groups(((0, 1, 2),)), hosts=["a", "b", "c"])
+    lost = Verdict((Vote((0,), (2,)),))
+    for step, cause in enumerate([Cause("compute"), Cause("compute"), Cause("data")]):
+        ledger.record(step, lost, findings=Findings({2: cause}))
+    assert [text[:6] for text in caplog.messages] == ["step 0", "step 2"]
+    assert caplog.messages[1].endswith("it was given another batch than the others of its group")
+
+
+def test_a_cause_that_is_found_later_is_entered_where_it_belongs(caplog):
+    ledger = Ledger(Groups(((0, 1, 2),)), hosts=["a", "b", "c"])
+    lost = Verdict((Vote((0,), (2,)),))
+    for step in range(3):
+        ledger.record(step, lost)
+    ledger.explain({2: 1}, {2: Cause("state", ("parameters/w",), True)})
+    report = ledger.report()
+    assert [event.cause is not None for event in report.events] == [False, True, False]
+    assert report.events[1].hosts == ("c",)
+    assert (report.causes, report.healed) == ({2: {"state": 2}}, {2: 1})
+    assert "rank 2 (host c): it held another state than most (parameters/w)" in caplog.messages[-1]
