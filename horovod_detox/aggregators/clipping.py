@@ -14,9 +14,15 @@ from horovod_detox.aggregators.mixing import PreAggregator
 class CenteredClipping(Aggregator):
     """Move the previous result by the mean of the clipped differences of the votes from it.
 
-    v + (1/n) sum (x_i - v) min(1, radius / |x_i - v|), `iterations` times. The radius must be
-    near the distance of honest votes from their mean: a much larger one clips nothing.
+        v <- v + (1 / n) sum over i of (x_i - v) min(1, radius / |x_i - v|), `iterations` times
+
+    The radius must be near the distance of honest votes from their mean: a much larger one clips
+    nothing.
     Karimireddy, He, Jaggi, "Learning from history for Byzantine robust optimization", ICML 2021.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> CenteredClipping(radius=5.0)(votes, previous=np.array([2.0, 3.0])).round(2)
+    array([3.09, 2.27])
     """
 
     uses_gram: ClassVar[bool] = True
@@ -42,7 +48,15 @@ class CenteredClipping(Aggregator):
 
 @dataclass(frozen=True)
 class Clipping(PreAggregator):
-    """Scale votes that are longer than the radius down to it."""
+    """Scale votes that are longer than the radius down to it.
+
+        y_i = x_i min(1, radius / |x_i|)
+
+    >>> Clipping(radius=5.0)(np.array([[3.0, 4.0], [30.0, 40.0], [0.0, 1.0]]))
+    array([[3., 4.],
+           [3., 4.],
+           [0., 1.]])
+    """
 
     uses_gram: ClassVar[bool] = True
     uses_origin: ClassVar[bool] = True
@@ -60,8 +74,15 @@ class Clipping(PreAggregator):
 class AdaptiveClipping(PreAggregator):
     """Scale the floor(2 (f / n) (n - f)) longest votes down to the length of the next shorter.
 
+        y_i = x_i min(1, c / |x_i|), c: the length of the longest vote that is not shortened
+
     Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive gradient clipping for robust
     federated learning", ICLR 2025 (ARC).
+
+    >>> AdaptiveClipping(f=1)(np.array([[3.0, 4.0], [30.0, 40.0], [0.0, 1.0]]))
+    array([[3., 4.],
+           [3., 4.],
+           [0., 1.]])
     """
 
     uses_gram: ClassVar[bool] = True

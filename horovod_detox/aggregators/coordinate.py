@@ -12,7 +12,14 @@ from horovod_detox.arrays.namespaces import Vector
 
 @dataclass(frozen=True)
 class Mean(Aggregator):
-    """Average the votes, added up in their order; robust to nothing."""
+    """Average the votes, added up in their order; robust to nothing.
+
+        u = (x_1 + ... + x_n) / n
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> Mean()(votes)
+    array([ 20. , -15.6])
+    """
 
     bound: ClassVar[tuple[int, int]] = (1, 1)
 
@@ -31,7 +38,13 @@ class Mean(Aggregator):
 class Median(Aggregator):
     """Take the median of every coordinate, for even n the mean of the two middle values.
 
+        u[j] = median(x_1[j], ..., x_n[j])
+
     Yin, Chen, Ramchandran, Bartlett, ICML 2018, option I of algorithm 1.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> Median()(votes)
+    array([3., 3.])
     """
 
     def combine(self, rows: Rows) -> Vector:
@@ -42,7 +55,13 @@ class Median(Aggregator):
 class TrimmedMean(Aggregator):
     """Drop the f smallest and the f largest values of every coordinate, average the others.
 
+        u[j] = mean of x_(f+1)[j] <= ... <= x_(n-f)[j], the sorted values without f at each end
+
     Yin, Chen, Ramchandran, Bartlett, ICML 2018, option II of algorithm 1.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> TrimmedMean(f=1)(votes)
+    array([3.        , 2.66666667])
     """
 
     f: int | None = None
@@ -56,8 +75,14 @@ class TrimmedMean(Aggregator):
 class MeaMed(Aggregator):
     """Average the n - f values of every coordinate that are nearest to their median.
 
+        u[j] = mean of the n - f values x_i[j] with the least |x_i[j] - median[j]|
+
     Of two equally near values the smaller is taken.
     Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", 2018.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> MeaMed(f=1)(votes)
+    array([2.5, 3. ])
     """
 
     f: int | None = None
@@ -71,8 +96,14 @@ class MeaMed(Aggregator):
 class Phocas(Aggregator):
     """Average the n - f values of every coordinate that are nearest to their trimmed mean.
 
+        u[j] = mean of the n - f values x_i[j] with the least |x_i[j] - trimmed_mean[j]|
+
     Of two equally near values the smaller is taken.
     Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent", 2018.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> Phocas(f=1)(votes)
+    array([2.5, 3. ])
     """
 
     f: int | None = None
@@ -86,7 +117,13 @@ class Phocas(Aggregator):
 class SignMajority(Aggregator):
     """Take the sign that most votes have in every coordinate; 0 where they tie.
 
+        u[j] = sign(sign(x_1[j]) + ... + sign(x_n[j]))
+
     Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote", ICLR 2019.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> SignMajority()(votes)
+    array([1., 1.])
     """
 
     def combine(self, rows: Rows) -> Vector:

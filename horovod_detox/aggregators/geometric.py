@@ -16,11 +16,17 @@ _ITERATIONS = 100
 class GeometricMedian(Aggregator):
     """Take the point with the least sum of distances to the votes, by smoothed Weiszfeld.
 
+        u = argmin over y of |x_1 - y| + ... + |x_n - y|
+
     The scale of the honest votes is the radius of the smallest ball around a vote that holds a
     majority: 1e-6 of it is the smoothing and the length of the last step. The iteration starts
     at the mean of this majority: from the mean of all, colluders who send 1e38 would leave it
     far from its end after 100 steps.
     Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", 2019.
+
+    >>> votes = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [9.0, 9.0], [90.0, -90.0]])
+    >>> GeometricMedian()(votes)
+    array([0., 0.])
     """
 
     uses_gram: ClassVar[bool] = True

@@ -17,6 +17,8 @@ from horovod_detox.arrays.namespaces import Vector, Votes, dtype_name, namespace
 class Hierarchy(Aggregator):
     """Reduce every bucket of votes by the inner rule, then the bucket results by the outer one.
 
+        u = outer(inner(bucket 0), ..., inner(bucket b - 1)), bucket c = {x_i: i mod b = c}
+
     Vote i is in bucket i % buckets; without `buckets` every vote is its own. A bucket of a single
     vote is that vote. If the inner rule stands t faulty votes in the smallest bucket, it takes
     t + 1 to capture a bucket, so f of them capture at most f // (t + 1).

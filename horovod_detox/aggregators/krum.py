@@ -16,7 +16,13 @@ from horovod_detox.arrays.namespaces import Vector
 class Krum(Aggregator):
     """Take the vote with the least sum of squared distances to its n - f - 2 nearest others.
 
+        u = x_i of the least score(i) = sum of |x_i - x_j|^2 over the n - f - 2 nearest j
+
     Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> Krum(f=1)(votes)
+    array([2., 3.])
     """
 
     uses_gram: ClassVar[bool] = True
@@ -32,7 +38,13 @@ class Krum(Aggregator):
 class MultiKrum(Aggregator):
     """Average the m votes with the best Krum scores; m is n - f - 2 if not given.
 
+        u = mean of the m votes x_i of least score(i), as in `Krum`
+
     Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> MultiKrum(f=1, m=3)(votes)
+    array([3.        , 3.33333333])
     """
 
     uses_gram: ClassVar[bool] = True
@@ -65,11 +77,17 @@ class MultiKrum(Aggregator):
 class Bulyan(Aggregator):
     """Select n - 2f votes by repeated Krum; average the values nearest to their median.
 
+        u[j] = mean of the n - 4f selected values s_i[j] with the least |s_i[j] - median(s)[j]|
+
     Each round moves Krum's choice from the remaining votes to the selection. Then, in every
     coordinate, n - 4f of the selected values are averaged, those nearest to their median; of two
     equally near values the smaller is taken.
     El Mhamdi, Guerraoui, Rouault, "The hidden vulnerability of distributed learning in
     Byzantium", ICML 2018.
+
+    >>> votes = np.array([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [90.0]])
+    >>> Bulyan(f=1)(votes)
+    array([3.])
     """
 
     uses_gram: ClassVar[bool] = True

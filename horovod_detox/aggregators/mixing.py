@@ -34,9 +34,15 @@ class PreAggregator(Aggregator):
 class Bucketing(PreAggregator):
     """Shuffle the votes and average s of them at a time; the last bucket may be smaller.
 
+        y_b = mean of the votes x_i in bucket b, ceil(n / s) buckets of a random permutation
+
     The permutation follows from the seed and the step.
     Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
     ICLR 2022.
+
+    >>> Bucketing(s=2)(np.array([[1.0], [2.0], [3.0], [4.0]]))
+    array([[3.5],
+           [1.5]])
     """
 
     s: int
@@ -67,7 +73,14 @@ class Bucketing(PreAggregator):
 class NearestNeighborMixing(PreAggregator):
     """Replace every vote by the mean of the n - f nearest to it, itself included.
 
+        y_i = mean of the n - f votes x_j of least |x_j - x_i|
+
     Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, "Fixing by mixing", AISTATS 2023 (NNM).
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> NearestNeighborMixing(f=1)(votes)[:2]
+    array([[2.5, 3. ],
+           [2.5, 3. ]])
     """
 
     uses_gram: ClassVar[bool] = True

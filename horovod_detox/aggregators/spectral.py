@@ -22,12 +22,18 @@ _NO_MASS = 1e-9
 class CAF(Aggregator):
     """Weigh down votes along the top eigenvector of the covariance; keep the mean of least spread.
 
+        weights w_i <- w_i (1 - t_i / max t), t_i = (v . (x_i - mean_w))^2, v: top eigenvector
+
     All votes start with weight one. While the weights sum to more than n - 2f, the mean is noted
     with the largest eigenvalue of the covariance, and each weight shrinks in proportion to the
     squared distance from the mean along the top eigenvector, to zero for the farthest vote.
     The noted mean with the least eigenvalue is the result.
     Allouah, Guerraoui, Stephan, "Towards trustworthy federated learning with untrusted
     participants", ICML 2025 (covariance bound-agnostic filter).
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> CAF(f=1)(votes).round(2)
+    array([2.5, 3. ])
     """
 
     uses_gram: ClassVar[bool] = True
@@ -54,10 +60,16 @@ class CAF(Aggregator):
 class SMEA(Aggregator):
     """Average the n - f votes whose covariance has the smallest largest eigenvalue.
 
+        u = mean of S, the n - f votes with the least largest eigenvalue of cov(S)
+
     The search is exact and so limited to 10,000 subsets; of equal ones the lexicographically
     first is taken.
     Allouah, Guerraoui, Gupta, Pinot, Stephan, "On the privacy-robustness-utility trilemma in
     distributed learning", ICML 2023 (smallest maximum eigenvalue averaging).
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> SMEA(f=1)(votes)
+    array([2.5, 3. ])
     """
 
     uses_gram: ClassVar[bool] = True

@@ -13,10 +13,16 @@ from horovod_detox.aggregators.gram import averaging, squared_distances, squared
 class MDA(Aggregator):
     """Average the n - f votes of least diameter, of several such sets the lexicographically first.
 
+        u = mean of S, the n - f votes with the least max |x_i - x_j| over i, j in S
+
     The set is found exactly: the least diameter by bisection, each step asking whether f votes
     can be left out so that no pair farther apart remains (a vertex cover).
     El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely distributed Byzantine machine
     learning", PODC 2020 (minimum-diameter averaging).
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> MDA(f=1)(votes)
+    array([2.5, 3. ])
     """
 
     uses_gram: ClassVar[bool] = True
@@ -40,7 +46,13 @@ class MDA(Aggregator):
 class FABA(Aggregator):
     """Remove the vote farthest from the mean of the others f times; average what remains.
 
+        f times: S <- S without argmax over i in S of |x_i - mean of S|; u = mean of S
+
     Xia, Tao, Hao, Li, IJCAI 2019.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> FABA(f=1)(votes)
+    array([2.5, 3. ])
     """
 
     uses_gram: ClassVar[bool] = True
@@ -60,8 +72,14 @@ class FABA(Aggregator):
 class CGE(Aggregator):
     """Average the n - f votes of least norm (comparative gradient elimination).
 
+        u = mean of the n - f votes of least |x_i|
+
     Gupta, Liu, Vaidya, "Byzantine fault-tolerant distributed machine learning using
     stochastic gradient descent (SGD) and norm-based comparative gradient elimination", 2020.
+
+    >>> votes = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 3.0], [90.0, -90.0]])
+    >>> CGE(f=1)(votes)
+    array([2.5, 3. ])
     """
 
     uses_gram: ClassVar[bool] = True

@@ -9,7 +9,15 @@ from horovod_detox.attacks.attack import Attack, Scene, widen
 
 @dataclass(frozen=True)
 class Reverse(Attack):
-    """Send `-scale` times the own gradient (reverse gradient; DETOX, section 5, uses 100)."""
+    """Send `-scale` times the own gradient (reverse gradient; DETOX, section 5, uses 100).
+
+        sent = -scale * g
+
+    Rajput, Wang, Charles, Papailiopoulos, "DETOX", NeurIPS 2019, section 5.
+
+    >>> Reverse(scale=100.0).corrupt(Scene(own=np.array([1.0, -2.0])))
+    array([-100.,  200.])
+    """
 
     scale: float = 100.0
 
@@ -23,7 +31,15 @@ class Reverse(Attack):
 
 @dataclass(frozen=True)
 class Constant(Attack):
-    """Send one value in every element (DETOX, section 5: -100 for gradients, -1 for signs)."""
+    """Send one value in every element (DETOX, section 5: -100 for gradients, -1 for signs).
+
+        sent[j] = value
+
+    Rajput, Wang, Charles, Papailiopoulos, "DETOX", NeurIPS 2019, section 5.
+
+    >>> Constant(value=-1.0).corrupt(Scene(own=np.array([1.0, -2.0])))
+    array([-1., -1.])
+    """
 
     value: float = -1.0
 
@@ -37,7 +53,13 @@ class Constant(Attack):
 
 @dataclass(frozen=True)
 class Zero(Attack):
-    """Send zeros, as from a buffer that was cleared and never filled."""
+    """Send zeros, as from a buffer that was cleared and never filled.
+
+        sent[j] = 0
+
+    >>> Zero().corrupt(Scene(own=np.array([1.0, -2.0])))
+    array([0., 0.])
+    """
 
     def lie(self, scene: Scene) -> np.ndarray:
         return np.zeros_like(scene.own)
@@ -45,7 +67,13 @@ class Zero(Attack):
 
 @dataclass(frozen=True)
 class NaN(Attack):
-    """Send NaN in every element."""
+    """Send NaN in every element.
+
+        sent[j] = NaN
+
+    >>> NaN().corrupt(Scene(own=np.array([1.0, -2.0])))
+    array([nan, nan])
+    """
 
     def lie(self, scene: Scene) -> np.ndarray:
         return np.full_like(widen(scene.own), np.nan)
@@ -53,7 +81,13 @@ class NaN(Attack):
 
 @dataclass(frozen=True)
 class Inf(Attack):
-    """Send positive infinity in every element."""
+    """Send positive infinity in every element.
+
+        sent[j] = infinity
+
+    >>> Inf().corrupt(Scene(own=np.array([1.0, -2.0])))
+    array([inf, inf])
+    """
 
     def lie(self, scene: Scene) -> np.ndarray:
         return np.full_like(widen(scene.own), np.inf)
@@ -63,7 +97,13 @@ class Inf(Attack):
 class Gaussian(Attack):
     """Send noise from N(mean, std²) *instead of* the gradient (Blanchard et al. 2017, section 5).
 
+        sent = mean + std * e, e from N(0, 1)
+
     This is the field's "Gaussian attack". To add noise to the gradient, use `Noise`.
+    Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017, section 5.
+
+    >>> Gaussian(std=10.0).corrupt(Scene(own=np.array([1.0, -2.0]))).round(2)
+    array([ 1.26, -1.32])
     """
 
     std: float = 1.0
@@ -80,7 +120,13 @@ class Gaussian(Attack):
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Send the own gradient *plus* noise from N(0, std²)."""
+    """Send the own gradient *plus* noise from N(0, std²).
+
+        sent = g + std * e, e from N(0, 1)
+
+    >>> Noise(std=0.1).corrupt(Scene(own=np.array([1.0, -2.0]))).round(2)
+    array([ 1.01, -2.01])
+    """
 
     std: float = 1.0
 
@@ -94,7 +140,13 @@ class Noise(Attack):
 
 @dataclass(frozen=True)
 class Stale(Attack):
-    """Send the own gradient of `lag` steps ago; while history is shorter, the oldest there is."""
+    """Send the own gradient of `lag` steps ago; while history is shorter, the oldest there is.
+
+        sent = g of step t - lag
+
+    >>> Stale(lag=1).corrupt(Scene(own=np.array([1.0, -2.0]), past=[np.array([3.0, 4.0])]))
+    array([3., 4.])
+    """
 
     lag: int = 1
 

@@ -13,9 +13,14 @@ from horovod_detox.attacks.attack import Attack, Scene, widen
 class BitFlip(Attack):
     """Flip `count` random bits of the gradient's representation.
 
+        sent = g with `count` bits of its representation inverted
+
     Attributes:
         count: how many bits, all different.
         bits: the positions in an element to choose from, 0 being the least significant; None: all.
+
+    >>> BitFlip(bits=(63,)).corrupt(Scene(own=np.array([1.0, -2.0])))  # a sign
+    array([1., 2.])
     """
 
     count: int = 1
@@ -50,7 +55,13 @@ class BitFlip(Attack):
 
 @dataclass(frozen=True)
 class ZeroBlock(Attack):
-    """Zero a contiguous block at a random place, as a page that never arrived."""
+    """Zero a contiguous block at a random place, as a page that never arrived.
+
+        sent[j] = 0 for a <= j < a + length, a at random
+
+    >>> ZeroBlock(bytes=16).corrupt(Scene(own=np.array([1.0, 2.0, 3.0, 4.0])))
+    array([1., 2., 0., 0.])
+    """
 
     bytes: int = 4096
     colluding: ClassVar[bool] = False
@@ -69,7 +80,13 @@ class ZeroBlock(Attack):
 
 @dataclass(frozen=True)
 class Stride(Attack):
-    """Negate every `every`-th element from a random one on, as one bad lane of a vector unit."""
+    """Negate every `every`-th element from a random one on, as one bad lane of a vector unit.
+
+        sent[j] = -g[j] for j = a, a + every, a + 2 every, ..., a at random
+
+    >>> Stride(every=2).corrupt(Scene(own=np.array([1.0, 2.0, 3.0, 4.0])))
+    array([ 1., -2.,  3., -4.])
+    """
 
     every: int = 64
     colluding: ClassVar[bool] = False
@@ -87,7 +104,13 @@ class Stride(Attack):
 
 @dataclass(frozen=True)
 class Bias(Attack):
-    """Send `(1 + relative)` times the own gradient, one ulp off where that would round away."""
+    """Send `(1 + relative)` times the own gradient, one ulp off where that would round away.
+
+        sent = (1 + relative) * g
+
+    >>> Bias(relative=0.5).corrupt(Scene(own=np.array([1.0, -2.0])))
+    array([ 1.5, -3. ])
+    """
 
     relative: float = 1e-3
     colluding: ClassVar[bool] = False
@@ -108,7 +131,13 @@ class Bias(Attack):
 
 @dataclass(frozen=True)
 class Ulp(Attack):
-    """Move one random element by one unit in the last place, towards zero, or off it."""
+    """Move one random element by one unit in the last place, towards zero, or off it.
+
+        sent[a] = the number next to g[a], a at random
+
+    >>> Ulp().corrupt(Scene(own=np.array([1.0]))).tolist()
+    [0.9999999999999999]
+    """
 
     colluding: ClassVar[bool] = False
 
@@ -121,7 +150,13 @@ class Ulp(Attack):
 
 @dataclass(frozen=True)
 class Random(Attack):
-    """Send random bits, as from memory that was never written: huge values, some NaN."""
+    """Send random bits, as from memory that was never written: huge values, some NaN.
+
+        sent = random bits
+
+    >>> Random().corrupt(Scene(own=np.array([1.0, -2.0], np.float16)))
+    array([-3.618e-05, -1.842e+02], dtype=float16)
+    """
 
     colluding: ClassVar[bool] = False
 

@@ -10,7 +10,13 @@ from horovod_detox.attacks.attack import Attack, Scene
 
 @dataclass(frozen=True)
 class LabelFlip(Attack):
-    """Train on `num_classes - 1 - label`, and send the gradient as it comes (Fang et al. 2020)."""
+    """Train on `num_classes - 1 - label`, and send the gradient as it comes (Fang et al. 2020).
+
+        sent = the gradient of the loss on the labels num_classes - 1 - y
+
+    Fang, Cao, Jia, Gong, "Local model poisoning attacks to Byzantine-robust federated learning",
+    USENIX Security 2020.
+    """
 
     num_classes: int
     poisons: ClassVar[bool] = True

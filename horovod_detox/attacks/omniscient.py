@@ -16,9 +16,17 @@ from horovod_detox.vote.groups import Groups
 class ALittleIsEnough(Attack):
     """Send the mean minus z standard deviations, a lie that hides among them (Baruch et al. 2019).
 
+        sent = mean(honest) - z * deviation(honest)
+
     Mean and deviation are those of the honest copies in each coordinate. None as `z` stands for the
     paper's largest safe factor (`largest_safe_z`). The authors' own experiments send the mean plus
     one deviation, which is `z=-1`.
+    Baruch, Baruch, Goldberg, "A little is enough: circumventing defenses for distributed learning",
+    NeurIPS 2019.
+
+    >>> honest = np.array([[1.0, 4.0], [3.0, 4.0]])
+    >>> ALittleIsEnough(z=1.5).corrupt(Scene(own=honest[0], honest=honest))
+    array([0.5, 4. ])
     """
 
     z: float | None = None
@@ -66,7 +74,15 @@ def largest_safe_z(num_ranks: int, num_faulty: int) -> float:
 class InnerProduct(Attack):
     """Send `-epsilon` times the honest mean, to turn the update against it (Xie et al. 2019).
 
+        sent = -epsilon * mean(honest)
+
     A small epsilon passes distance-based rules such as Krum, a large one breaks the mean.
+    Xie, Koyejo, Gupta, "Fall of empires: breaking Byzantine-tolerant SGD by inner product
+    manipulation", UAI 2019.
+
+    >>> honest = np.array([[1.0, 4.0], [3.0, 4.0]])
+    >>> InnerProduct(epsilon=0.5).corrupt(Scene(own=honest[0], honest=honest))
+    array([-1., -2.])
     """
 
     epsilon: float = 0.1
@@ -83,7 +99,17 @@ class InnerProduct(Attack):
 
 @dataclass(frozen=True)
 class Mimic(Attack):
-    """Send the copy of one honest rank, the `target`-th of them (Karimireddy et al. 2022)."""
+    """Send the copy of one honest rank, the `target`-th of them (Karimireddy et al. 2022).
+
+        sent = the gradient of the honest rank `target`
+
+    Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing",
+    ICLR 2022.
+
+    >>> honest = np.array([[1.0, 4.0], [3.0, 4.0]])
+    >>> Mimic(target=1).corrupt(Scene(own=honest[0], honest=honest))
+    array([3., 4.])
+    """
 
     target: int = 0
     omniscient: ClassVar[bool] = True
@@ -142,7 +168,19 @@ class LineSearch(Attack):
 
 @dataclass(frozen=True)
 class OptimalALittleIsEnough(LineSearch):
-    """Send the mean minus z standard deviations with the most harmful z."""
+    """Send the mean minus z standard deviations with the most harmful z.
+
+        sent = mean(honest) - z * deviation(honest), z = argmax |update(z) - mean(honest)|
+
+    The attacker knows the aggregator and tries it.
+    Shejwalkar, Houmansadr, "Manipulating the Byzantine: optimizing model poisoning attacks and
+    defenses for federated learning", NDSS 2021.
+
+    >>> honest = np.array([[1.0, 4.0], [3.0, 4.0]])
+    >>> scene = Scene(own=honest[0], honest=honest, aggregate=lambda lie: lie / 3)
+    >>> OptimalALittleIsEnough(limit=10.0).corrupt(scene)
+    array([-8.,  4.])
+    """
 
     def line(self, mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return mean, -deviation
@@ -150,7 +188,19 @@ class OptimalALittleIsEnough(LineSearch):
 
 @dataclass(frozen=True)
 class OptimalInnerProduct(LineSearch):
-    """Send `-epsilon` times the honest mean with the most harmful epsilon."""
+    """Send `-epsilon` times the honest mean with the most harmful epsilon.
+
+        sent = -epsilon * mean(honest), epsilon = argmax |update(epsilon) - mean(honest)|
+
+    The attacker knows the aggregator and tries it.
+    Shejwalkar, Houmansadr, "Manipulating the Byzantine: optimizing model poisoning attacks and
+    defenses for federated learning", NDSS 2021.
+
+    >>> honest = np.array([[1.0, 4.0], [3.0, 4.0]])
+    >>> scene = Scene(own=honest[0], honest=honest, aggregate=lambda lie: lie / 3)
+    >>> OptimalInnerProduct(limit=10.0).corrupt(scene)
+    array([-20., -40.])
+    """
 
     def line(self, mean: np.ndarray, deviation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros_like(mean), -mean
