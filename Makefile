@@ -50,7 +50,7 @@ image_options := --build-arg FRAMEWORKS="$(FRAMEWORKS)" --build-arg TORCH=$(TORC
     --build-arg TENSORFLOW=$(TENSORFLOW) $(IMAGE_OPTIONS)
 
 .PHONY: help setup demo demo-tf bench check test test-oldest one-process soak mutants test-hosts
-.PHONY: test-mpi mpi-job check-nccl lint format
+.PHONY: test-mpi mpi-job check-nccl lint docs format
 .PHONY: image image-test clean
 
 help:
@@ -67,6 +67,7 @@ help:
 	@echo "make test-mpi    build Horovod with MPI in .venv-mpi and run tests of torch with it"
 	@echo "make check-nccl  build Horovod with NCCL in .venv-nccl (6 GB) and check what needs no GPU"
 	@echo "make lint     check style and types"
+	@echo "make docs     build the pages of docs/ as a site in build/docs; warnings are errors (seconds)"
 	@echo "make format   rewrite the code in the project's style"
 	@echo "make image    build the image for clusters with docker, podman or buildah"
 	@echo "make image-test  build it and run jobs in it, on hosts made of it, too (25 minutes)"
@@ -80,7 +81,7 @@ $(installed): pyproject.toml setup.py $(wildcard tools/*.py tools/cmake/*.cmake)
 	@$(PYTHON) $(build_horovod) --prepare
 	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
 	@echo "Installing $(requirements) and the rest into $(venv)"
-	@$(pip) install --quiet $(requirements) --editable '.[lab,measuring,test]'
+	@$(pip) install --quiet $(requirements) --editable '.[docs,lab,measuring,test]'
 	@$(venv)/bin/python $(build_horovod)
 	@$(venv)/bin/python -c 'from horovod_detox.arrays import compilation; compilation.prepare()'
 	@rm -f $(venv)/installed-*
@@ -160,6 +161,11 @@ lint: $(installed)
 	$(venv)/bin/ruff check
 	$(venv)/bin/ruff format --check
 	$(venv)/bin/pyright
+
+docs: $(installed)
+	$(venv)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet \
+	    docs build/docs
+	@echo "Open build/docs/index.html"
 
 format: $(installed)
 	$(venv)/bin/ruff check --fix

@@ -27,39 +27,39 @@ class Detox:
         outer: aggregator of the bucket results (A1 in the paper), a name or an object.
         buckets: number of buckets; None: every vote its own.
         num_byzantine: q, the faulty ranks to be prepared for, wherever they are: the aggregators
-            must stand what these capture, also where others tie a group; None: as many as the
-            aggregators can stand.
-        max_skipped_steps: so many steps in a row are skipped on all ranks, where the votes that are
-            left are too few; then the job ends. 0: it ends at the first.
+            must tolerate what these capture, also where others tie a group; None: as many as the
+            aggregators can tolerate.
+        max_skipped_steps: how many steps in a row may be skipped on all ranks because too few votes
+            are left; then the job ends. 0: it ends at the first such step.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
         timeout: seconds to wait for a rank that stands still, in an exchange or in any collective
             of Horovod; for one that is at work, three times as long.
         preflight: whether the first exchange of an optimizer also compares what may change bits
-            between ranks: a job whose honest ranks would be accused is refused, and a faulty rank
-            is told from it.
+            between ranks: a job whose honest ranks would be accused is refused; with a faulty
+            rank alone it goes on.
         momentum: beta; the aggregators get the running mean `m <- beta m + (1 - beta) v` of each
             group's votes v, so that a lie cannot hide in the noise of single steps (Karimireddy,
             He, Jaggi, ICML 2021), in place of the optimizer's own. The owner of a slice keeps them
             for all: with `witnesses=2` one whose means go wrong is named. 0: the votes themselves.
         tolerance: for jobs whose honest ranks cannot compute the same bits: copies of a group agree
-            when they are so close, relative to their lengths, which is a weaker promise: see
+            when they are this close, relative to their lengths. This is a weaker promise, see
             docs/tolerance.md (`sharded` only, without witnesses). 0: when their bits are equal.
         witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
             (`sharded` only): one finds a wrong result, two or more name who computed it.
-        fingerprint: what the vote compares of slices that are not at hand: `nh`, which nobody fools
-            who does not read the memory of a rank, or `blake3` (the package of this name), for
-            ranks whose code may lie: see docs/fingerprints.md.
+        fingerprint: what the vote compares where a rank does not hold the slices themselves: `nh`,
+            which can be fooled only by reading the memory of a rank, or `blake3` (the package of
+            this name), for ranks whose code may lie: see docs/fingerprints.md.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
             published.
-        one_round_bytes: when the copies of all ranks together are of at most so many bytes,
+        one_round_bytes: when the copies of all ranks together have at most this many bytes,
             `sharded` does as `gathered` does, which takes one round of messages instead of two.
-        overlap_bytes: larger gradients are exchanged in parts of at most so many bytes (`sharded`
+        overlap_bytes: larger gradients are exchanged in parts of at most this many bytes (`sharded`
             without a tolerance), in PyTorch each as soon as the backward pass has computed it; 0:
             as a whole, after the backward pass.
-        scrub_every: after so many exchanges ranks compare what they hold alike (weights, optimizer
-            state, buffers, random states), and who differs from most is healed; see
-            docs/replicas.md. 0: only when a vote was lost.
+        scrub_every: the number of exchanges after which ranks compare what should be equal on them
+            (weights, optimizer state, buffers, random states); a rank that differs from most is
+            healed, see docs/replicas.md. 0: only when a vote was lost.
         seed: seed of the random placement.
 
     Raises:
@@ -160,7 +160,7 @@ class Detox:
         """Form the groups of p ranks and fit the aggregators to them.
 
         Raises:
-            ValueError: when the ranks cannot form the groups, or the aggregators cannot stand
+            ValueError: when the ranks cannot form the groups, or the aggregators cannot tolerate
                 `num_byzantine`; it says which settings fit.
         """
         groups = form_groups(world_size, self.group_size, self.placement, hosts, self.seed)
@@ -178,7 +178,7 @@ class Detox:
         """Build the two-level rule for the votes of these groups.
 
         Raises:
-            ValueError: when it cannot stand what `num_byzantine` ranks can capture and tie.
+            ValueError: when it cannot tolerate what `num_byzantine` ranks can capture and tie.
         """
         k = len(groups)
         if self.buckets is not None and self.buckets > k:
@@ -207,7 +207,7 @@ class Detox:
         return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
 
     def _check_ties(self, groups: Groups) -> None:
-        """Check that the rule stands it when faulty ranks leave groups without a vote."""
+        """Check that the rule tolerates it when faulty ranks leave groups without a vote."""
         q, k = self.num_byzantine or 0, len(groups)
         for silenced in silenced_groups(q, groups):
             f = faulty_votes(q, groups, silenced)
@@ -266,7 +266,7 @@ class Plan:
             joined: groups that have no more data, which is no fault.
 
         Raises:
-            TooFewVotes: when the votes that are left cannot stand that.
+            TooFewVotes: when the votes that are left cannot tolerate that.
         """
         if not silenced and not joined:
             return self.rule

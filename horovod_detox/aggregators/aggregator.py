@@ -26,7 +26,7 @@ class Aggregator:
     affine combination of the votes and a reference point; combine reduces the rows, every column
     by itself. So a rule can work on slices of the columns, given the Gram matrix of all of them.
 
-    A rule with a parameter f takes None for as many faulty votes as it can stand.
+    A rule with a parameter f takes None for as many faulty votes as it can tolerate.
     """
 
     uses_gram: ClassVar[bool] = False
@@ -71,7 +71,7 @@ class Aggregator:
             raise ValueError(self.broken_bound(n, f))
 
     def fit(self, n: int) -> Self:
-        """Return the rule for n votes, with f set and lowered to what they can stand.
+        """Return the rule for n votes, with f set and lowered to what they can tolerate.
 
         Raises:
             TooFewVotes: when the rule cannot work on n votes at all.
@@ -85,7 +85,7 @@ class Aggregator:
         """Return the rule prepared for f faulty votes among n.
 
         Raises:
-            ValueError: when the rule cannot stand as many, or was given a smaller f.
+            ValueError: when the rule cannot tolerate as many, or was given a smaller f.
         """
         if f > self.max_f(n):
             raise ValueError(self.broken_bound(n, f))

@@ -18,7 +18,7 @@ class Chain(Aggregator):
     """Apply a pre-aggregator to the votes, then a rule to the rows it returns.
 
     The weights of both are multiplied, so one Gram matrix and one pass over the votes are enough.
-    A stage without f takes that of the other stage, or else as many as both can stand.
+    A stage without f takes that of the other stage, or else as many as both can tolerate.
 
     Raises:
         ValueError: when one stage needs the origin as reference, the other the previous result.
@@ -57,7 +57,7 @@ class Chain(Aggregator):
             raise TooFewVotes(self.broken_bound(n, 0))
         f = self.given_f
         if f is None:
-            # Before a rule that stands no faults, such as the mean, this stage is all there is.
+            # Before a rule that tolerates no faults, such as the mean, this stage is all there is.
             f = self.max_f(n) or self.pre.max_f(n)
         chain = self.default_f(f)
         return replace(self, pre=chain.pre.fit(n), rule=chain.rule.fit(rows))

@@ -20,7 +20,7 @@ class Hierarchy(Aggregator):
         u = outer(inner(bucket 0), ..., inner(bucket b - 1)), bucket c = {x_i: i mod b = c}
 
     Vote i is in bucket i % buckets; without `buckets` every vote is its own. A bucket of a single
-    vote is that vote. If the inner rule stands t faulty votes in the smallest bucket, it takes
+    vote is that vote. If the inner rule tolerates t faulty votes in the smallest bucket, it takes
     t + 1 to capture a bucket, so f of them capture at most f // (t + 1).
     Rajput, Wang, Charles, Papailiopoulos, "DETOX", NeurIPS 2019.
 
@@ -82,10 +82,10 @@ class Hierarchy(Aggregator):
 
         Args:
             n: the number of votes.
-            f: None: as many as were given to its rules, or as it can stand.
+            f: None: as many as were given to its rules, or as it can tolerate.
 
         Raises:
-            TooFewVotes: when so few votes cannot stand these.
+            TooFewVotes: when so few votes cannot tolerate these.
         """
         for buckets in range(self._count(n), 0, -1):
             rule = self if buckets == n else replace(self, buckets=buckets)
@@ -153,7 +153,7 @@ class Hierarchy(Aggregator):
         )
 
     def _inner_faults(self, n: int) -> int:
-        """Return t, the faulty votes that the inner rule stands in the smallest bucket."""
+        """Return t, the faulty votes that the inner rule tolerates in the smallest bucket."""
         size = n // max(self._count(n), 1)
         return 0 if size <= 1 else min(self.inner.faults(size), self.inner.max_f(size))
 

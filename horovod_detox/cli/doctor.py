@@ -17,7 +17,7 @@ from horovod_detox.exchange.sharing import share
 from horovod_detox.remedies import BAD_INPUT
 from horovod_detox.vote.groups import Groups
 
-WIDTH = 100
+WIDTH = 80
 GRACE_SECONDS = 3.0
 FAILED = 1
 

@@ -42,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """Return the parser of all commands; only the module of the chosen one is imported."""
-    parser = _Parser(prog=PROGRAM, description="Horovod training that survives bad ranks.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Horovod training that survives bad ranks.",
+        epilog=f"{PROGRAM} command --help lists the options of a command.",
+    )
+    commands = parser.add_subparsers(required=True, title="commands", metavar="command")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
         if name == chosen:

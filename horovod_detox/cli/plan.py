@@ -1,7 +1,11 @@
-"""Compare settings for a job before it runs: what they stand, what they cost, what to choose."""
+"""Compare settings for a job before it runs: what they tolerate, what they cost, what to choose."""
 
 import argparse
 import json
+import os
+import re
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +24,11 @@ from horovod_detox.planning.comparison import (
     compare,
 )
 
-WIDTH = 100
-"""Columns of the tables when the output is no terminal."""
+WIDTH = 80
+"""Columns of the output when it is no terminal; all tables fit into them."""
+
+UNBROKEN = "\ue000"
+"""Stands for a space at which no line is broken, until the output is written."""
 
 LEAST_SHARE = 0.0005
 """Outcomes with a smaller probability are not shown."""
@@ -30,12 +37,36 @@ LEAST_SHARE = 0.0005
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     add = parser.add_argument
-    add("--ranks", type=int, required=True, help="number of ranks, p")
-    add("--byzantine", type=int, required=True, help="faulty ranks to be prepared for, q")
-    add("--parameters", type=float, default=11e6, help="of the model (default: 11e6, ResNet-18)")
-    add("--bytes-per-parameter", type=int, default=4, help="as gradients travel (default: 4)")
-    add("--batch-size", type=int, default=32, help="samples per rank and step (default: 32)")
-    add("--hosts", help="their number, or their ranks as for horovodrun: a:8,b:8")
+    add("--ranks", type=int, required=True, metavar="P", help="number of ranks")
+    add(
+        "--byzantine", type=int, required=True, metavar="Q", help="number of faulty ranks to expect"
+    )
+    add(
+        "--parameters",
+        type=float,
+        default=11e6,
+        metavar="N",
+        help="parameters of the model (default: 11e6, ResNet-18)",
+    )
+    add(
+        "--bytes-per-parameter",
+        type=int,
+        default=4,
+        metavar="N",
+        help="bytes of each, as gradients travel (default: 4)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="samples per rank and step (default: 32)",
+    )
+    add(
+        "--hosts",
+        metavar="HOSTS",
+        help="number of hosts, or their ranks as for horovodrun: a:8,b:8",
+    )
     add("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -82,33 +113,60 @@ def parse_hosts(text: str, ranks: int) -> tuple[str, ...]:
 
 def _print(comparison: Comparison) -> None:
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH
-    for sheet in _sheets(comparison):
-        table = Table(
-            *sheet.header,
-            title=sheet.title,
-            title_justify="left",
-            caption=sheet.caption,
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-        )
-        for row in sheet.rows:
-            table.add_row(*map(str, row))
-        console.print(table)
-        console.print()
-    for sentence in advise(comparison):
-        console.print(f"- {sentence}", markup=False)
+    with console.capture() as output:
+        for sheet in _sheets(comparison):
+            console.print(sheet.title, style="bold", markup=False)
+            console.print(_table(sheet))
+            for note in sheet.notes:
+                console.print(_paragraph(note, console.width), markup=False)
+            if sheet.notes:
+                console.print()
+            if sheet.objections:
+                console.print("What does not fit, and why:")
+            for objection in sheet.objections:
+                console.print(_paragraph(objection, console.width, "- "), markup=False)
+            if sheet.objections:
+                console.print()
+        for sentence in advise(comparison):
+            console.print(_paragraph(sentence, console.width, "- "), markup=False)
+    text = output.get().replace(UNBROKEN, " ")
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A table as it is printed."""
+    """A table as it is printed, and what is said below it."""
 
     title: str
     header: Sequence[str]
     rows: Iterable[Sequence[object]]
-    caption: str | None = None
+    notes: Sequence[str] = ()
+    objections: Sequence[str] = ()
+
+
+def _table(sheet: _Sheet) -> Table:
+    table = Table(*sheet.header, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in sheet.rows:
+        table.add_row(*(_unbroken(str(cell)) for cell in row))
+    return table
+
+
+def _paragraph(text: str, width: int, bullet: str = "") -> str:
+    return textwrap.fill(
+        _unbroken(text),
+        width,
+        initial_indent=bullet,
+        subsequent_indent=" " * len(bullet),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _unbroken(text: str) -> str:
+    """Return the text with no break inside of `59.7 %`, `x 1.0`, `44 MB` and `1: 37.2 %`."""
+    return re.sub(r"(?<=\d) (?=%|MB)|(?<=x) (?=\d)|(?<=\d:) (?=\d)", UNBROKEN, text)
 
 
 def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
@@ -116,28 +174,40 @@ def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
     faulty = f"{job.byzantine} faulty of {job.ranks} ranks"
     yield _Sheet(
         f"What {faulty} do to groups of r",
-        ["r", "groups", "captured at worst", "captured at random", "bad votes", "all intact"],
+        ["r", "groups", "at worst", "at random", "bad votes", "all intact"],
         map(_capture_row, comparison.redundancies),
+        [
+            "at worst, at random: groups that faulty ranks capture if they choose their places, "
+            "and how likely each number is if they do not. all intact: how likely it is that "
+            "every group keeps its majority."
+        ],
     )
     yield _Sheet(
         f"What redundancy costs: gradients of {_megabytes(job.gradient_bytes)}",
         ["r", "batch", "variance", "samples", "compute", "received", "leaders", "memory"],
         map(_cost_row, comparison.redundancies),
-        f"batch, variance: with {job.batch_size} samples per rank. samples, compute: per rank, for "
-        f"the batch of {job.ranks * job.batch_size} of r = 1. received: by a rank in a step, on "
-        "average also sent, and as a multiple of allreduce's. leaders: the same with "
-        'exchange="leaders", at most. memory: beside the model and the gradient.',
+        [
+            f"batch, variance: with {job.batch_size} samples per rank. samples, compute: per rank, "
+            f"for the batch of {job.ranks * job.batch_size} of r = 1. received: by a rank in a "
+            "step, on average also sent, and as a multiple of allreduce's. leaders: the same with "
+            'exchange="leaders", at most. memory: beside the model and the gradient.'
+        ],
     )
     yield _Sheet(
-        f"Which rules stand {faulty}",
-        ["r", "inner", "buckets", "outer", "stands", "at random", "at worst"],
+        f"Which rules tolerate {faulty}",
+        ["r", "rule", "tolerates", "at random", "at worst"],
         map(_rule_row, comparison.candidates),
-        "stands: captured groups, whatever these send. at worst: whether Detox accepts it.",
+        [
+            "tolerates: captured groups, whatever these send. at random: how likely it is that "
+            "this is enough. at worst: whether Detox accepts it. "
+            'median of 5 x mean: outer="median", buckets=5, inner="mean".'
+        ],
+        [_objection(candidate) for candidate in comparison.candidates if not candidate.fits],
     )
     if comparison.host_losses:
         yield _Sheet(
             "What a host does to the groups when all its ranks lie",
-            ["r", "placement", "worst host", "captured", "abstaining", "stood by"],
+            ["r", "placement", "worst host", "captured", "abstaining", "tolerated by"],
             map(_host_row, comparison.host_losses),
         )
 
@@ -171,13 +241,15 @@ def _cost_row(redundancy: Redundancy) -> Sequence[object]:
 def _rule_row(candidate: Candidate) -> Sequence[object]:
     return (
         candidate.group_size,
-        candidate.inner if candidate.buckets else "",
-        candidate.buckets or "",
-        candidate.outer,
+        candidate.name,
         "-" if candidate.stands is None else candidate.stands,
         percent(candidate.holds),
-        "fits" if candidate.fits else candidate.reason,
+        "fits" if candidate.fits else "does not fit",
     )
+
+
+def _objection(candidate: Candidate) -> str:
+    return f"r = {candidate.group_size}, {candidate.name}: {candidate.reason}"
 
 
 def _host_row(loss: HostLoss) -> Sequence[object]:

@@ -25,19 +25,35 @@ SECONDS = {
 }
 
 
+METAVARS = {int: "N", float: "X"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every part of the description of a run."""
     add = parser.add_argument
     add("file", type=Path, nargs="?", help="a TOML file that describes the run; flags change it")
-    add("--method", choices=METHODS, help="settings to begin with")
-    add("--log", type=Path, metavar="FILE", help="a JSON line a step; an interrupted run goes on")
+    add(
+        "--method",
+        choices=METHODS,
+        metavar="METHOD",
+        help=f"the settings to start from: {', '.join(METHODS)}",
+    )
+    add(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="write one JSON line per step; the same command goes on after an interruption",
+    )
     for cls, described in ((Run, DESCRIBED - SETTINGS), (Detox, SETTINGS)):
         hints, documentation = get_type_hints(cls), meanings(cls)
         for name in [field.name for field in fields(cls) if field.name in described]:
             how: dict[str, Any] = _reading(hints[name])
+            text = documentation[name].removesuffix(".").replace("%", "%%")
             if name in CHOICES:
                 how["choices"] = CHOICES[name]
-            text = documentation[name].replace("%", "%%")
+                text += f" (one of: {', '.join(CHOICES[name])})"
+            if "action" not in how:
+                how["metavar"] = METAVARS.get(how["type"], name.upper())
             add(f"--{name.replace('_', '-')}", help=text, default=argparse.SUPPRESS, **how)
 
 

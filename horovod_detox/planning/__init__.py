@@ -1,1 +1,1 @@
-"""What faulty ranks can capture, what each setting stands and costs, and which to choose."""
+"""What faulty ranks can capture, what each setting tolerates and costs, and which to choose."""

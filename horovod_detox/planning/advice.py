@@ -35,7 +35,7 @@ def percent(share: float) -> str:
 def _about_ranks(comparison: Comparison) -> Iterator[str]:
     job = comparison.job
     if job.byzantine == 0:
-        yield _nothing_to_stand(comparison)
+        yield _nothing_to_tolerate(comparison)
     elif 2 * job.byzantine >= job.ranks:
         yield (
             f"{_ranks(job.byzantine)} of {job.ranks} are no minority: no setting can tell who is "
@@ -58,7 +58,7 @@ def _about_ranks(comparison: Comparison) -> Iterator[str]:
         yield _without_redundancy(comparison)
 
 
-def _nothing_to_stand(comparison: Comparison) -> str:
+def _nothing_to_tolerate(comparison: Comparison) -> str:
     sentence = (
         "You do not need DETOX: without a faulty rank, Horovod's allreduce gives the same mean."
     )
@@ -79,13 +79,13 @@ def _bounded(comparison: Comparison, fitting: Sequence[Candidate]) -> str:
     others = [s.name for s in fitting[1:] if s.group_size == chosen.group_size]
     return (
         f"Recommended: {_call(chosen, job)}. {_ranks(job.byzantine)} capture at most "
-        f"{redundancy.captured_at_worst} of {len(redundancy.sizes)} groups; this rule stands "
+        f"{redundancy.captured_at_worst} of {len(redundancy.sizes)} groups; this rule tolerates "
         f"{chosen.stands} and bounds the damage. At random places every group keeps its majority "
         f"in {percent(redundancy.intact)} of cases: then training is bit-identical to the "
         "fault-free run and every faulty rank is named. On average "
         f"{percent(redundancy.bad_votes / len(redundancy.sizes))} of the votes are bad, where "
         f"{percent(job.byzantine / job.ranks)} of the ranks are. {_price(redundancy)}"
-        + (f" These rules fit, too: {', '.join(others)}." if others else "")
+        + (f" These rules also fit: {', '.join(others)}." if others else "")
     )
 
 
@@ -96,14 +96,14 @@ def _too_few_ranks(comparison: Comparison) -> str:
     median = next(s for s in comparison.candidates if s.group_size == 3 and s.outer == "median")
     return (
         f"Too few ranks for {job.byzantine} faulty ones in groups of 3: they capture up to "
-        f"{tripled.captured_at_worst} of {len(tripled.sizes)} groups, and the median stands "
-        f"{median.stands}. At random places it stands them in {percent(median.holds)} of cases. "
+        f"{tripled.captured_at_worst} of {len(tripled.sizes)} groups, and the median tolerates "
+        f"{median.stands}. At random places it tolerates them in {percent(median.holds)} of cases. "
         f"In the worst case it takes {least_ranks(job, 3, 'median')} ranks."
     )
 
 
 def least_ranks(job: Job, group_size: int, outer: str) -> int:
-    """Return how many ranks, more and in groups of r exactly, let the outer rule stand q.
+    """Return how many ranks, more and in groups of r exactly, let the outer rule tolerate q.
 
     >>> least_ranks(Job(ranks=45, byzantine=20), 3, "median")
     63
@@ -133,7 +133,7 @@ def _without_redundancy(comparison: Comparison) -> str:
     names = ", ".join(s.name for s in fitting)
     return (
         "You do not need DETOX if an approximate update will do: "
-        f"{_call(fitting[0], job)} stands {fitting[0].stands} of {job.ranks} ranks with neither "
+        f"{_call(fitting[0], job)} tolerates {fitting[0].stands} of {job.ranks} ranks with neither "
         f"more compute nor more bytes than allreduce (what fits: {names}). But its update "
         "differs from the mean even without a fault, and nobody is named; lies that hide in the "
         "spread of honest gradients (ALIE, inner product) and ranks with different data can slow "
@@ -155,12 +155,12 @@ def _about_hosts(losses: Sequence[HostLoss], job: Job) -> Iterator[str]:
     elif stood:
         yield (
             f"A whole host may lie with {_place(stood[0])}: {_harm(stood[0])}, which these rules "
-            f"stand: {', '.join(stood[0].stood_by)}."
+            f"tolerate: {', '.join(stood[0].stood_by)}."
         )
     else:
         largest = max(losses, key=lambda loss: loss.ranks)
         yield (
-            f"No group size here stands a whole host that lies: {largest.host} has "
+            f"No group size here tolerates a whole host that lies: {largest.host} has "
             f"{largest.ranks} of {job.ranks} ranks. It takes 3 hosts of equal size or more: spread "
             "over them, each group of 3 has one member on each."
         )

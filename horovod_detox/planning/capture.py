@@ -44,7 +44,7 @@ def worst_host(hosts: Sequence[str], groups: Groups) -> tuple[str, Lost]:
 
 
 def stands(detox: Detox, groups: Groups, lost: Lost) -> bool:
-    """Return whether the rules stand the captured votes, when groups that tie have none.
+    """Return whether the rules tolerate the captured votes, when groups that tie have none.
 
     >>> groups = Groups(((0, 1, 2), (3, 4, 5), (6, 7, 8)))
     >>> [stands(Detox(outer="median"), groups, (captured, 0)) for captured in range(3)]

@@ -1,4 +1,4 @@
-"""What each setting of Detox would stand and cost, before a job runs."""
+"""What each setting of Detox would tolerate and cost, before a job runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -114,14 +114,14 @@ class Redundancy:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of the table: what the rules stand with groups of this size.
+    """One line of the table: what the rules tolerate with groups of this size.
 
     Attributes:
         group_size, inner, outer, buckets: the fields of Detox.
         fits: whether Detox accepts q for them.
         reason: why not, in the rule's words; empty if it does.
-        stands: captured groups that the rules stand; None: they do not work on so few votes.
-        holds: the probability that they stand what q ranks at random places capture and tie.
+        stands: captured groups that the rules tolerate; None: they do not work on so few votes.
+        holds: the probability that they tolerate what q ranks at random places capture and tie.
     """
 
     group_size: int
@@ -148,7 +148,7 @@ class HostLoss:
         host, ranks: the host, and how many ranks it has.
         groups: k, the number of groups.
         captured, abstaining: groups that the host captures, and in which it forces a tie.
-        stood_by: the rules that stand that.
+        stood_by: the rules that tolerate that.
     """
 
     group_size: int

@@ -242,7 +242,7 @@ def test_the_host_with_most_harm_is_reported():
                 'Recommended: Detox(group_size=3, outer="mean", num_byzantine=1). 1 faulty rank '
                 "cannot outvote a group of 3",
                 "You do not need DETOX if an approximate update will do: "
-                'Detox(group_size=1, outer="median", num_byzantine=1) stands 4 of 9',
+                'Detox(group_size=1, outer="median", num_byzantine=1) tolerates 4 of 9',
             ],
         ),
         (
@@ -250,7 +250,7 @@ def test_the_host_with_most_harm_is_reported():
             5,
             [
                 'Recommended: Detox(group_size=3, outer="median", num_byzantine=5). 5 faulty ranks '
-                "capture at most 2 of 15 groups; this rule stands 7",
+                "capture at most 2 of 15 groups; this rule tolerates 7",
                 "59.7 %",
                 'Exact, at a price: Detox(group_size=11, outer="mean"',
                 "11.2 times",
@@ -260,11 +260,11 @@ def test_the_host_with_most_harm_is_reported():
             45,
             20,
             [
-                "capture up to 10 of 15 groups, and the median stands 7",
+                "capture up to 10 of 15 groups, and the median tolerates 7",
                 "in 91.4 % of cases",
                 "it takes 63 ranks",
                 "all ranks compute the same batch",
-                "stands 22 of 45",
+                "tolerates 22 of 45",
             ],
         ),
         (6, 2, ["Too few ranks for 2 faulty ones in groups of 3", "it takes 9 ranks"]),
@@ -297,8 +297,11 @@ def test_whatever_is_advised_is_accepted(ranks):
     ("hosts", "phrase"),
     [
         ("aaaaabbbbbccccc", 'with group_size=3, placement="spread": no group loses its majority'),
-        ("aaaaaabbbbbcccc", "a (6 ranks) captures 1 of 5 groups, which these rules stand: median"),
-        ("aaaaaaaabbbbbbb", "No group size here stands a whole host that lies: a has 8 of 15"),
+        (
+            "aaaaaabbbbbcccc",
+            "a (6 ranks) captures 1 of 5 groups, which these rules tolerate: median",
+        ),
+        ("aaaaaaaabbbbbbb", "No group size here tolerates a whole host that lies: a has 8 of 15"),
     ],
 )
 def test_advice_about_hosts(hosts, phrase):
