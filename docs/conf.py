@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,3 +26,16 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0969da", "color-brand-content": "#0969da"},
     "dark_css_variables": {"color-brand-primary": "#4493f8", "color-brand-content": "#4493f8"},
 }
+
+HERE = {"CONTRIBUTING": "contributing", "CHANGELOG": "changelog", "README": "index"}
+"""Pages of the site for files beside docs/, to which the sources link."""
+
+
+def link_to_pages(app: Any, page: str, source: list[str]) -> None:
+    """Lead links to those files to their pages."""
+    for file, name in HERE.items():
+        source[0] = source[0].replace(f"](../{file}.md", f"]({name}.md")
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", link_to_pages)

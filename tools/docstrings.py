@@ -13,7 +13,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "horovod_detox"
 SECTIONS = ("Args", "Attributes", "Returns", "Raises")
 CONTEXT = "horovod_detox.frontend.context"
-WIDTH = 96
+WIDTH = 100
+"""Columns of a line, as ruff formats the blocks of the pages."""
 
 
 @dataclass(frozen=True)
@@ -122,27 +123,27 @@ def signature(node: ast.ClassDef | ast.FunctionDef, name: str) -> str:
             each.annotation = None
     words = [word for word in _split(ast.unparse(arguments)) if word != "self"]
     words = [re.sub(r"=_[A-Z]+$", "=...", word) for word in words]
-    call = f"hvd.{name}({', '.join(words)})"
+    words = [word.replace("'", '"') for word in words]
+    call, body = f"hvd.{name}({', '.join(words)})", f"    {', '.join(words)}"
     if len(call) <= WIDTH:
         return call
-    lines = textwrap.wrap(", ".join(word.replace(" ", "\0") for word in words), WIDTH - 4)
-    body = "\n".join(f"    {line}" for line in lines).replace("\0", " ")
+    if len(body) > WIDTH:
+        body = "\n".join(f"    {word}," for word in words)
     return f"hvd.{name}(\n{body}\n)"
 
 
 def markdown(doc: str) -> str:
     """Return a docstring of Google's style as Markdown.
 
-    >>> print(markdown("Add.\\n\\nArgs:\\n    x: a number,\\n        or two.\\n\\n>>> 1 + 1\\n2"))
+    >>> print(markdown("Add.\\n\\nArgs:\\n    x, y: numbers,\\n        or none.\\n\\n    x + y"))
     Add.
     <BLANKLINE>
     *Args*
     <BLANKLINE>
-    - `x`: a number, or two.
+    - `x`, `y`: numbers, or none.
     <BLANKLINE>
-    ```python
-    >>> 1 + 1
-    2
+    ```text
+    x + y
     ```
     """
     blocks: list[str] = []
