@@ -80,9 +80,11 @@ $(installed): pyproject.toml setup.py $(wildcard tools/*.py tools/cmake/*.cmake)
 	    "On Debian or Ubuntu: apt-get install python3 python3-dev python3-venv"; exit 1; }
 	@$(PYTHON) $(build_horovod) --prepare
 	@[ -x $(venv)/bin/python ] || $(PYTHON) -m venv $(venv)
-	@echo "Installing $(requirements) and the rest into $(venv)"
-	@$(pip) install --quiet $(requirements) --editable '.[docs,lab,measuring,test]'
+	@echo "1 of 3: $(requirements) and the rest into $(venv): minutes, if nothing is in pip's cache"
+	@$(pip) install -qq $(requirements) --editable '.[docs,lab,measuring,test]'
+	@echo "2 of 3: Horovod"
 	@$(venv)/bin/python $(build_horovod)
+	@echo "3 of 3: the column kernels, compiled by Numba: some 15 seconds, once"
 	@$(venv)/bin/python -c 'from horovod_detox.arrays import compilation; compilation.prepare()'
 	@rm -f $(venv)/installed-*
 	@touch $@

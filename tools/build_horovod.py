@@ -29,6 +29,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nccl
+from progress import Progress
 
 HOROVOD = "0.28.1"
 # setuptools 81 dropped what Horovod's setup.py uses; CMake 4 refuses the Gloo inside Horovod.
@@ -41,6 +42,8 @@ RECIPE = (
 TOOLCHAIN = Path(__file__).resolve().parent / "cmake" / "toolchain.cmake"
 MODULES = {"pytorch": "horovod.torch", "tensorflow": "horovod.tensorflow"}
 EXTRAS = ("mpi", "nccl")
+LOOK_SECONDS = 1.0
+"""Between two looks at the progress of a build."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,9 +208,9 @@ def cached_wheel(version: str, frameworks: Mapping[str, str], extras: Collection
             return wheels[0]
         require_system_packages(extras)
         what = describe(frameworks, extras)
-        say(f"Building Horovod {HOROVOD} for {what} (about 4 minutes, once)")
+        log = cache / f"build-{version}.log"
+        say(f"Building Horovod {HOROVOD} for {what}: a few minutes, once. All output: {log}")
         with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as folder:
-            log = cache / f"build-{version}.log"
             wheel = build_wheel(Path(folder), version, frameworks, extras, log)
             return wheel.rename(cache / wheel.name)
 
@@ -329,10 +332,21 @@ def run(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
-        result = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False)
-    if result.returncode:
+        progress = Progress(log)
+        with subprocess.Popen(command, stdout=file, stderr=file, env=environment) as process:
+            try:
+                while process.poll() is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(LOOK_SECONDS)
+                    progress.look()
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                progress.end()
+    if process.returncode:
         tail = log.read_text(errors="replace").splitlines()[-30:]
-        sys.exit("\n".join([*tail, f"Failed with exit code {result.returncode}. Log: {log}"]))
+        sys.exit("\n".join([*tail, f"Failed with exit code {process.returncode}. Log: {log}"]))
 
 
 def say(text: str) -> None:
