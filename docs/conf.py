@@ -14,12 +14,15 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 4
 exclude_patterns: list[str] = []
 highlight_language = "text"
+pygments_style = "default"
+pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_title = "horovod_detox"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": True,

@@ -189,9 +189,9 @@ def _bound(cls: type) -> str:
     if not issubclass(cls, Aggregator):
         return ""
     if cls is Mean:
-        return "f = 0"
+        return "`f = 0`"
     factor, constant = cls.bound
-    return f"n >= {factor}f + {constant}"
+    return f"`n >= {factor}f + {constant}`"
 
 
 def _kind(attack: type[Attack]) -> str:

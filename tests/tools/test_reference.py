@@ -47,7 +47,7 @@ def test_every_setting_and_rule_is_told():
 def test_every_rule_and_attack_has_a_formula_a_bound_a_source_and_an_example(name):
     text = rule(name, RULES[name])
     assert "```text\n" in text
-    assert re.search(r"\*Bound\*: (n >= \d|f = 0)|\*Faulty ranks\*: ", text)
+    assert re.search(r"\*Bound\*: `(n >= \d|f = 0)|\*Faulty ranks\*: ", text)
     assert re.search(r"\b20\d\d\b", text) or NO_PAPER in text or name in OF_THIS_PACKAGE
     assert ">>> " in text or name == "label_flip"  # which has its example in a method
 
