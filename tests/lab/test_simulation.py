@@ -269,7 +269,7 @@ def test_every_flag_says_what_it_means(capsys: pytest.CaptureFixture[str]) -> No
         main(["simulate", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
     assert all(f"--{name.replace('_', '-')}" in printed for name in DESCRIBED)
-    assert "samples of all k groups together; None: `k * batch_size`." in printed
+    assert "samples of all k groups together; None: `k * batch_size`" in printed
 
 
 def test_the_log_is_read_as_written(tmp_path: Path) -> None:
