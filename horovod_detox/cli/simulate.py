@@ -25,6 +25,7 @@ SECONDS = {
 }
 
 
+GROUPS = {"abstentions": "had no majority", "non_finite": "voted NaN or infinity"}
 METAVARS = {int: "N", float: "X"}
 
 
@@ -78,9 +79,9 @@ def _table(journal: Journal) -> Table:
     table.add_row("test accuracy", f"{journal.accuracy:.1%} after {len(rows)} steps")
     named = ", ".join(f"{rank} ({steps})" for rank, steps in journal.dissents.items())
     table.add_row("ranks named as faulty (steps)", named or "none")
-    for kind in ("abstentions", "non_finite"):
+    for kind, what in GROUPS.items():
         count = sum(bool(row[kind]) for row in rows)
-        table.add_row(f"steps with {kind.replace('_', '-')} groups", str(count))
+        table.add_row(f"steps in which a group {what}", str(count))
     for name, what in SECONDS.items() if rows else ():
         table.add_row(f"seconds {what}, median", f"{median(row[name] for row in rows):.4f}")
     return table
