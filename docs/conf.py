@@ -13,6 +13,7 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
 exclude_patterns: list[str] = []
+smartquotes = False  # -- is no dash here
 highlight_language = "text"
 pygments_style = "default"
 pygments_dark_style = "github-dark"
