@@ -15,6 +15,7 @@ from horovod_detox.replicas.generators import read_numpy, read_python, write_num
 from horovod_detox.replicas.pieces import BUFFERS, OPTIMIZER, PARAMETERS, RANDOM, Piece
 from horovod_detox.replicas.replicas import Held
 from horovod_detox.tensorflow.executions import executions
+from horovod_detox.tensorflow.saving import files, note_saves
 from horovod_detox.tensorflow.variables import name_of, native, on_broadcast
 
 
@@ -108,6 +109,8 @@ def held(
         models: returns those that train with it.
     """
 
+    note_saves()
+
     def pieces() -> list[Piece]:
         weights = [native(variable) for variable in trained()]
         kept = [native(v) for v in optimizer.variables] if optimizer is not None else []
@@ -129,6 +132,7 @@ def held(
         executions.is_over,
         executions.after,
         executions.engines.add,
+        files,
     )
 
 
