@@ -28,7 +28,8 @@ def note_saves() -> None:
     @functools.wraps(write)
     def write_and_note(self: Any, *args: Any, **more: Any) -> Any:
         prefix = write(self, *args, **more)
-        files.note(f"{tf.compat.as_str(tf.get_static_value(prefix) or prefix)}.index")
+        name = prefix.numpy() if tf.is_tensor(prefix) else prefix
+        files.note(f"{tf.compat.as_str(name)}.index")
         return prefix
 
     tf.train.Checkpoint._write = write_and_note

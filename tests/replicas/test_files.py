@@ -2,6 +2,7 @@
 
 import io
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_few_files_are_kept_open(tmp_path):
 def test_what_a_rank_has_saved_is_compared_in_the_next_exchange(tmp_path, bad, key):
     """Nothing else would have found it: it is in no gradient, and scrubbing is off."""
 
-    def fault(step, holder):
+    def fault(step: int, holder: Any):
         if step == 6 and holder.rank == bad:
             holder.held[key] = np.full(5, 3)
         if step == 8 and holder.rank in (0, 5):
@@ -74,20 +75,21 @@ def test_what_a_rank_has_saved_is_compared_in_the_next_exchange(tmp_path, bad, k
 
     results = exchanges(12, every=0, fault=fault)
     (event,) = results[2][1].events
+    cause: Any = event.cause
     assert (event.step, event.kind, event.ranks) == (8, "drift", (bad,))
     other = f"of rank {5 - bad}"
     if key == "random/x":  # which is in no file
         assert sorted(os.listdir(tmp_path)) == ["of rank 0", "of rank 5"]
-        assert event.cause.files == ()
+        assert cause.files == ()
     else:
         assert sorted(os.listdir(tmp_path)) == sorted([other, f"of rank {bad}" + WRONG])
         wrong = f"{tmp_path}/of rank {bad}{WRONG}"
-        assert event.cause.files == (wrong,)
+        assert cause.files == (wrong,)
         assert str(event).endswith(f"; healed; save again what holds that state: {wrong}")
 
 
 def test_right_files_cost_one_comparison_and_keep_their_names(tmp_path):
-    def fault(step, holder):
+    def fault(step: int, holder: Any):
         if step == 8 and holder.rank == 0:
             holder.files.note(write(tmp_path / "right"))
 
@@ -100,7 +102,7 @@ def test_right_files_cost_one_comparison_and_keep_their_names(tmp_path):
 def test_a_file_of_before_the_last_comparison_is_right(tmp_path):
     """What is damaged afterwards does not concern it."""
 
-    def fault(step, holder):
+    def fault(step: int, holder: Any):
         if step == 5 and holder.rank == 0:
             holder.files.note(write(tmp_path / "right"))
         if step == 7 and holder.rank == 0:
@@ -108,5 +110,6 @@ def test_a_file_of_before_the_last_comparison_is_right(tmp_path):
 
     results = exchanges(12, every=0, fault=fault)
     (event,) = results[0][1].events
-    assert (event.kind, event.step, event.cause.files) == ("dissent", 7, ())
+    cause: Any = event.cause
+    assert (event.kind, event.step, cause.files) == ("dissent", 7, ())
     assert os.listdir(tmp_path) == ["right"]

@@ -254,7 +254,9 @@ class Counted:
         return call
 
 
-def exchanges(steps, every, fault=lambda step, holder: None, lie=lambda step, rank: False, **more):
+def exchanges(
+    steps, every, fault: Any = lambda step, holder: None, lie=lambda step, rank: False, **more
+):
     """Exchange with an engine that looks after what ranks hold; return what is seen by rank."""
     detox = Detox(3, outer="mean", one_round_bytes=0, **more)
     layout = Layout((("w", (6,), "float64"),))

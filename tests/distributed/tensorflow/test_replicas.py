@@ -225,6 +225,7 @@ SAVERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
 @pytest.mark.parametrize("name", SAVERS)
 def test_what_is_saved_with_a_flipped_bit_loses_its_name(start, tmp_path, name):
     """In the midst of an epoch, by rank 0 alone: the next exchange finds it out."""
@@ -252,6 +253,7 @@ def test_what_is_saved_with_a_flipped_bit_loses_its_name(start, tmp_path, name):
     assert event.cause.files == (everywhere(f"{tmp_path}/3 {name}.wrong")[0],)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
 def test_what_is_saved_at_the_end_of_the_last_epoch_is_compared(start, tmp_path):
     start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
     keras.utils.set_random_seed(3)
