@@ -40,6 +40,7 @@ class Held:
         when_readable: calls a function as soon as they can.
         enter: is told the engine that exchanges for it.
         files: that this process writes.
+        ask_for_batch: is told that `batch` will be wanted when pieces can be read.
     """
 
     pieces: Callable[[], Sequence[Piece]]
@@ -48,6 +49,7 @@ class Held:
     when_readable: Callable[[Callable[[], None]], object] = lambda task: task()
     enter: Callable[[Any], object] = lambda engine: None
     files: Files = field(default_factory=Files)
+    ask_for_batch: Callable[[], object] = lambda: None
 
 
 class Replicas:

@@ -94,6 +94,8 @@ class Upkeep:
         dissenters = dict.fromkeys(sorted(new & {*verdict.dissenters}), step)
         if self._replicas.held.is_readable():
             return self._compare(fingerprints, dissenters)
+        if dissenters:
+            self._replicas.held.ask_for_batch()
         self._to_explain = {**dissenters, **(self._to_explain or {})}
         self._replicas.held.when_readable(lambda: self._look_later(fingerprints))
         return NOTHING_FOUND
