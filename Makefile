@@ -135,6 +135,7 @@ soak: $(installed)
 	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py \
 	    tests/distributed/torch/test_thread.py
 	$(call job,6) --timeout=7200 tests/distributed/tensorflow/test_endurance.py
+	$(call job,4) --timeout=7200 tests/distributed/tensorflow
 	$(one_process) --numprocesses=2 tests/watch/test_stops.py
 
 mutants: $(installed)

@@ -23,7 +23,7 @@ RECORD = np.dtype(
         ("update", np.int64, 2),  # the digest of the update of the exchange before
         ("steps", np.int64),  # how often the optimizer has stepped since that exchange
         ("settings", np.int64, 2),  # the digest of what this rank was told to do
-        ("flags", np.int64),  # what is not the usual: INCOMPLETE, JOINED or STOPS
+        ("flags", np.int64),  # what is not the usual, see below
         ("replicas", np.int64, 4),  # digests of what ranks hold alike, when that is compared
         ("waited", np.int64),  # microseconds that this rank waited in the exchange before
     ]
@@ -40,7 +40,9 @@ STOPS = 4
 """The flag of a rank that wants to end the training, and trains on until most want it."""
 UNKNOWN = 8
 """The flag of a rank that holds what was never compared with others."""
-FLAGS = INCOMPLETE | JOINED | STOPS | UNKNOWN
+WROTE = 16
+"""The flag of a rank that has written files since what it holds was last compared."""
+FLAGS = INCOMPLETE | JOINED | STOPS | UNKNOWN | WROTE
 ENTROPY = 32
 """Random bytes of each rank, and of the secret."""
 
@@ -89,6 +91,7 @@ class Control:
         stopping: the ranks that want to.
         replicas: `(p, 4)`, what the ranks tell of what they hold alike, once they are heard.
         has_unknown: whether some rank holds what was never compared.
+        has_files: whether some rank has written files since what it holds was last compared.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Control:
         self.wants_to_stop = False
         self.stopping: set[int] = set()
         self.replicas = np.zeros((0, 4), np.int64)
-        self.has_unknown = False
+        self.has_unknown = self.has_files = False
         self.waited = np.zeros(0)
         mine = (step, layout.digest, update, steps, settings, 0, 0, int(1e6 * waited))
         self._record = np.array([mine], RECORD)
@@ -136,6 +139,10 @@ class Control:
         """Tell the others, with the record, what `replicas.Replicas.told` returns."""
         self._record["replicas"] = told
         self._record["flags"] |= UNKNOWN * is_unknown
+
+    def tell_of_files(self) -> None:
+        """Tell the others, with the record, that this rank has written files."""
+        self._record["flags"] |= WROTE
 
     def tell(self, facts: Sequence[int] | np.ndarray = (), is_complete: bool = True) -> np.ndarray:
         """Return this rank's record with facts behind it: `(n,)` of int64."""
@@ -195,6 +202,7 @@ class Control:
         self.joined |= set(np.flatnonzero(records["flags"] & JOINED).tolist())
         self.stopping |= set(np.flatnonzero(records["flags"] & STOPS).tolist())
         self.has_unknown |= bool((records["flags"] & UNKNOWN).any())
+        self.has_files |= bool((records["flags"] & WROTE).any())
         if odd := np.flatnonzero(records["flags"] & ~FLAGS).tolist():
             raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.sharing import share
 from horovod_detox.packing.layout import digest_of_text
 from horovod_detox.replicas.comparison import Difference, Guard
+from horovod_detox.replicas.files import Files
 from horovod_detox.replicas.healing import heal
 from horovod_detox.replicas.pieces import RANDOM, Piece, digest_of_all, digests_of
 from horovod_detox.vote.fingerprint import Fingerprints
@@ -38,6 +39,8 @@ class Held:
         is_readable: whether pieces can be read and written at this moment.
         when_readable: calls a function as soon as they can.
         enter: is told the engine that exchanges for it.
+        files: that this process writes.
+        ask_for_batch: is told that `batch` will be wanted when pieces can be read.
     """
 
     pieces: Callable[[], Sequence[Piece]]
@@ -45,6 +48,8 @@ class Held:
     is_readable: Callable[[], bool] = lambda: True
     when_readable: Callable[[Callable[[], None]], object] = lambda task: task()
     enter: Callable[[Any], object] = lambda engine: None
+    files: Files = field(default_factory=Files)
+    ask_for_batch: Callable[[], object] = lambda: None
 
 
 class Replicas:

@@ -1,17 +1,19 @@
 """When ranks compare what they hold alike: when it is due, and when something is wrong."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.control import Control
+from horovod_detox.exchange.sharing import share
 from horovod_detox.replicas.replicas import Replicas
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
-from horovod_detox.vote.report import NOTHING_FOUND, Findings
+from horovod_detox.vote.report import NOTHING_FOUND, STATE, Cause, Findings
 
 NOTHING = np.zeros(2 * WORDS, np.int64)
 """What a rank tells of what it holds when it tells nothing."""
@@ -41,6 +43,7 @@ class Upkeep:
         self._accused: frozenset[int] = frozenset()
         self._to_explain: dict[int, int] | None = None
         self._prepared: tuple[int, tuple[np.ndarray, bool]] = -1, (NOTHING, False)
+        self._files = replicas.held.files.unconfirmed()
 
     def tell(self, control: Control, step: int, fingerprints: Fingerprints) -> None:
         """Tell the others, with the record of an exchange, of what this rank holds, if it is due.
@@ -52,6 +55,8 @@ class Upkeep:
         """
         if self._replicas.held.is_readable():
             self.prepare(step, fingerprints)
+        if self._files:
+            control.tell_of_files()
         of_step, told = self._prepared
         if of_step == step:
             self._latest = step
@@ -84,27 +89,41 @@ class Upkeep:
         # What single ranks tell when it is not due is nobody's business.
         is_told = 2 * control.replicas.any(axis=1).sum() > len(control.replicas)
         is_odd = is_told and (control.has_unknown or self._replicas.differ(control.replicas))
-        if step < FIRST or not (new or is_odd):
+        if step < FIRST or not (new or is_odd or control.has_files):
             return NOTHING_FOUND
         dissenters = dict.fromkeys(sorted(new & {*verdict.dissenters}), step)
         if self._replicas.held.is_readable():
-            return self._replicas.compare(self._collectives, fingerprints, dissenters)
+            return self._compare(fingerprints, dissenters)
+        if dissenters:
+            self._replicas.held.ask_for_batch()
         self._to_explain = {**dissenters, **(self._to_explain or {})}
         self._replicas.held.when_readable(lambda: self._look_later(fingerprints))
         return NOTHING_FOUND
 
     def scrub(self, step: int, fingerprints: Fingerprints) -> None:
         """Compare what ranks hold alike, and heal it; all ranks come here together."""
-        self._ledger.note(step, self._replicas.compare(self._collectives, fingerprints))
+        self._ledger.note(step, self._compare(fingerprints))
 
     def _look_later(self, fingerprints: Fingerprints) -> None:
         explained, self._to_explain = self._to_explain, None
         if explained is None:
             return
-        found = self._replicas.compare(self._collectives, fingerprints, explained)
+        found = self._compare(fingerprints, explained)
         self._ledger.explain(explained, found.causes)
         step = max(explained.values(), default=self._latest or 0)
         self._ledger.note(step, Findings({}, found.drifts, found.undecided))
+
+    def _compare(self, fingerprints: Fingerprints, dissenters: Collection[int] = ()) -> Findings:
+        """Compare and heal; take the names from files that hold what has been healed."""
+        mine = self._files.take()
+        found = self._replicas.compare(self._collectives, fingerprints, dissenters)
+        explained = {**found.causes, **found.drifts}
+        odd = {rank for rank, cause in explained.items() if cause.kind == STATE}
+        if not odd:
+            return found
+        aside = [file.set_aside() for file in mine] if self._collectives.rank in odd else []
+        names = share(self._collectives, "replicas.files", [name for name in aside if name])
+        return replace(found, causes=_with(names, found.causes), drifts=_with(names, found.drifts))
 
     def begin_anew(self) -> None:
         """Forget who is accused, as ranks that were away do not know it."""
@@ -120,3 +139,8 @@ class Upkeep:
             accused.update(self._replicas.groups.members[group])
         new, self._accused = frozenset(accused) - self._accused, frozenset(accused)
         return new
+
+
+def _with(files: Sequence[Sequence[str]], causes: Mapping[int, Cause]) -> dict[int, Cause]:
+    """Return causes with the files that ranks have written, of those that are known to be wrong."""
+    return {rank: replace(cause, files=tuple(files[rank])) for rank, cause in causes.items()}

@@ -121,14 +121,21 @@ class AgreeFirst(keras.callbacks.Callback):
                 "any callback sees them, so that all ranks decide alike"
             )
 
+    def on_train_end(self, logs: Any = None) -> None:
+        """Confirm what was saved at the end of the last epoch."""
+        self._scrub()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Replace the metrics that all ranks have; heal what is saved now."""
-        with self._team.meeting_at_end():
-            self._team.scrub()
+        self._scrub()
         if self._averages and logs is not None:
             with self._team.meeting_at_end():
                 everyones = self._team.share("metrics", numbers(logs))
             logs.update(averages(everyones, self._team.groups))
+
+    def _scrub(self) -> None:
+        with self._team.meeting_at_end():
+            self._team.scrub()
 
 
 def _check_equal(steps: Sequence[int | None], team: Team) -> None:

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import tensorflow as tf
 
 from horovod_detox.engine import Engine
-from horovod_detox.replicas.replicas import digest_of_batch
-from horovod_detox.vote.fingerprint import digest
+from horovod_detox.tensorflow.batches import batches
 
 
 class Executions:
@@ -27,7 +25,6 @@ class Executions:
         self.engines: WeakSet[Engine] = WeakSet()
         self._depth = 0
         self._later: list[Callable[[], None]] = []
-        self._given: Any = ()
 
     def is_over(self) -> bool:
         """Return whether none runs."""
@@ -51,7 +48,7 @@ class Executions:
             self._later.clear()
             for engine in list(self.engines):
                 engine.prepare()
-            self._given = arguments
+            batches.begin(arguments)
         self._depth += 1
         try:
             try:
@@ -64,17 +61,7 @@ class Executions:
                     task()
         finally:
             if self.is_over():
-                self._given = ()
-
-    def digest_of_batch(self) -> np.ndarray | None:
-        """Return a digest of the tensors that the one under way was given; None: it has none.
-
-        In Keras's `fit` it is given an iterator.
-        """
-        given = [x for x in tf.nest.flatten(self._given) if isinstance(x, (tf.Tensor, np.ndarray))]
-        arrays = [np.ascontiguousarray(np.asarray(tensor)) for tensor in given]
-        numbers = [array for array in arrays if not array.dtype.hasobject]
-        return digest_of_batch([digest(array) for array in numbers]) if numbers else None
+                batches.begin()
 
 
 executions = Executions()

@@ -16,6 +16,7 @@ from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.packing.bits import refuse_sparse
 from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.tensorflow import packing_of
+from horovod_detox.tensorflow.batches import batches, fed
 from horovod_detox.tensorflow.compression import Compression
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
@@ -164,24 +165,32 @@ def _exchange(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Turn the words of this rank's copy into those of the update; say if it is to be skipped."""
 
-    def exchange(copy: np.ndarray, steps: Any) -> tuple[np.ndarray, Any]:
+    batch = [] if tf.executing_eagerly() else fed(tf.compat.v1.get_default_graph())
+
+    def exchange(copy: np.ndarray, steps: Any) -> tuple[np.ndarray, Any, Any]:
+        batches.enter(batch)
         if engine.tally.steps is not None:
             engine.tally.steps = int(steps)
         outcome = engine.exchange(copy, layout)
-        return outcome.update, np.bool_(outcome.failure is not None)
+        is_skipped = np.bool_(outcome.failure is not None)
+        return outcome.update, is_skipped, np.bool_(batches.is_asked())
 
     if tf.executing_eagerly():
-        update, is_skipped = exchange(np.asarray(words), steps)
+        update, is_skipped, _ = exchange(np.asarray(words), steps)
+        batches.forget()
         return like(words, update), tf.constant(is_skipped)
     _refuse_compilation()
-    update, is_skipped = tf.numpy_function(
+    update, is_skipped, is_asked = tf.numpy_function(
         remembered(exchange),
         [words, steps],
-        (tf.int64, tf.bool),
+        (tf.int64, tf.bool, tf.bool),
         name="horovod_detox_needs_jit_compile_False",
     )
     update.set_shape(words.shape)
     is_skipped.set_shape(())
+    if batch:
+        is_asked.set_shape(())
+        tf.cond(is_asked, lambda: tf.numpy_function(batches.feed, batch, tf.bool), lambda: False)
     return update, is_skipped
 
 

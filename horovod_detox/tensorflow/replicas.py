@@ -14,7 +14,9 @@ from tensorflow.python.ops import stateful_random_ops
 from horovod_detox.replicas.generators import read_numpy, read_python, write_numpy, write_python
 from horovod_detox.replicas.pieces import BUFFERS, OPTIMIZER, PARAMETERS, RANDOM, Piece
 from horovod_detox.replicas.replicas import Held
+from horovod_detox.tensorflow.batches import batches, remember_batches
 from horovod_detox.tensorflow.executions import executions
+from horovod_detox.tensorflow.saving import files, note_saves
 from horovod_detox.tensorflow.variables import name_of, native, on_broadcast
 
 
@@ -108,6 +110,9 @@ def held(
         models: returns those that train with it.
     """
 
+    note_saves()
+    remember_batches()
+
     def pieces() -> list[Piece]:
         weights = [native(variable) for variable in trained()]
         kept = [native(v) for v in optimizer.variables] if optimizer is not None else []
@@ -125,10 +130,12 @@ def held(
 
     return Held(
         pieces,
-        executions.digest_of_batch,
+        batches.digest,
         executions.is_over,
         executions.after,
         executions.engines.add,
+        files,
+        batches.ask,
     )
 
 

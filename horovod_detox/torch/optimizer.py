@@ -18,6 +18,7 @@ from horovod_detox.torch.compression import Compression
 from horovod_detox.torch.context import context
 from horovod_detox.torch.gradients import GradientExchange
 from horovod_detox.torch.replicas import holdings, of_optimizer, remember_batches
+from horovod_detox.torch.saving import files, note_saves
 from horovod_detox.vote.work import Tally
 
 __getattr__ = fall_through(__name__)
@@ -118,10 +119,11 @@ class _DistributedOptimizer(torch.optim.Optimizer):
                 reduction.backward_passes_per_step,
                 reduction.factor(len(engines.plan.groups)),
                 reduction.process_set.ranks,
-                Held(self._pieces, holdings.digest_of_batches),
+                Held(self._pieces, holdings.digest_of_batches, files=files),
             )
             holdings.trained.add(self)
             remember_batches(holdings)
+            note_saves()
 
     def _pieces(self) -> list[Piece]:
         """Return what this rank holds alike with others."""

@@ -1,7 +1,8 @@
 """What a process of torch holds alike with other ranks, piece by piece, and what it was fed."""
 
 import functools
-from collections import deque
+import itertools
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -158,6 +159,8 @@ class Holdings:
         self.trained: WeakSet[torch.optim.Optimizer] = WeakSet()
         self.batches: deque[Any] = deque(maxlen=MOST_BATCHES)
         self._held: dict[str, _Held] = {}
+        self._times: Counter[str] = Counter()
+        self._number = itertools.count()
         self._guarded: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def hold(self, named: Iterable[tuple[str | None, torch.Tensor]]) -> None:
@@ -166,11 +169,10 @@ class Holdings:
         for i, (given, tensor) in enumerate(named):
             if not _is_plain(tensor) or _place(tensor) in places:
                 continue
-            name, number = given or f"tensor {i}", 1
-            while name in self._held:
-                number += 1
-                name = f"{given or f'tensor {i}'} ({number})"
-            self._held[name] = _Held(tensor)
+            name = given or f"tensor {i}"
+            self._times[name] += 1  # not what is still alive, which ranks may see differently
+            times = f" ({self._times[name]})" if self._times[name] > 1 else ""
+            self._held[name + times] = _Held(tensor)
 
     def guard(self, thing: Any) -> None:
         """Look after what the members of a group hold alike.
@@ -183,7 +185,7 @@ class Holdings:
         elif torch.is_tensor(thing):
             self.hold([(None, thing)])
         elif isinstance(thing, torch.optim.Optimizer) or _has_state(thing):
-            self._guarded.setdefault(thing, len(self._guarded))
+            self._guarded.setdefault(thing, next(self._number))
         else:
             raise TypeError(
                 f"hvd.guard({thing!r}): it is for modules, tensors, optimizers, and what has "

@@ -47,11 +47,14 @@ class Cause:
             alike: hardware, or a lie), or `data or compute` (the batch is not known).
         what: the names of what differs.
         is_healed: whether it was given what most hold.
+        files: that it has written since what it holds was last compared, as they are called now:
+            they hold the wrong state, and their names were taken from them.
     """
 
     kind: str
     what: tuple[str, ...] = ()
     is_healed: bool = False
+    files: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Tell it as the end of a sentence about the rank."""
@@ -62,7 +65,8 @@ class Cause:
         done = "healed" if self.is_healed else "not healed"
         if self.kind == OF_RANDOM:
             return f"{_WHY[OF_RANDOM]} ({named}); {done}"
-        return f"it held another state than most ({named}); {done}"
+        files = f"; save again what holds that state: {listed(self.files)}" if self.files else ""
+        return f"it held another state than most ({named}); {done}{files}"
 
 
 @dataclass(frozen=True)

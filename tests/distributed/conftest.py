@@ -33,13 +33,14 @@ def pytest_configure(config):
     if not SIZE:
         raise pytest.UsageError("start these tests with horovodrun -np 4 (and -np 6)")
     config.addinivalue_line("markers", "ranks(n): needs a job of n ranks")
+    config.addinivalue_line("markers", "soak: a variant more of a test, for `make soak`")
     if RANK:
         config.held_back = io.StringIO()
         config.pluginmanager.get_plugin("terminalreporter")._tw._file = config.held_back
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests for jobs of another size; they have a job of their own.
+    """Leave out the tests for jobs of another size, which have a job of their own, and for soaking.
 
     Tests of join are the first: when a rank joins, Horovod crashes another that has never entered
     an operation in which all others were left, as by a test of timeouts.
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         marker = item.get_closest_marker("ranks")
         fits = marker is None or SIZE in marker.args
+        fits = fits and ("SOAK" in os.environ or item.get_closest_marker("soak") is None)
         (selected if fits else deselected).append(item)
     items[:] = selected
     config.hook.pytest_deselected(items=deselected)

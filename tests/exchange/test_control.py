@@ -42,7 +42,7 @@ def test_a_record_has_fixed_width_and_facts_follow_it():
         ({"step": 5}, r"different steps: \[4, 4, 5, 4\]"),
         ({"layout": layout_of(np.zeros(4))}, r"rank 0 has p0 \[3\].* rank 2 has p0 \[4\]"),
         ({"settings": (7, 9)}, r"ranks \[2\] exchange gradients in another way"),
-        ({"flags": 16}, r"ranks \[2\] speak of what others do not know"),
+        ({"flags": 1 << 20}, r"ranks \[2\] speak of what others do not know"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
@@ -79,7 +79,7 @@ def test_where_no_update_is_that_of_most_all_ranks_end(updates):
 
 def test_a_flag_on_all_ranks_is_not_the_usual_either():
     def program(collectives):
-        control(collectives, flags=16).introduce()
+        control(collectives, flags=1 << 20).introduce()
 
     failing_everywhere(program, 4, RanksDisagree, "speak of what others do not know")
 

@@ -12,6 +12,7 @@ from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.control import UNKNOWN, Control
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.packing.layout import Layout
+from horovod_detox.replicas.files import Files
 from horovod_detox.replicas.pieces import BUFFERS, OPTIMIZER, PARAMETERS, RANDOM, Piece
 from horovod_detox.replicas.replicas import Held, Replicas
 from horovod_detox.replicas.upkeep import Upkeep
@@ -42,6 +43,7 @@ class Holder:
     sent: dict[str, np.ndarray] = field(default_factory=dict)
     batch: int | None = 1
     reads: int = 0
+    files: Files = field(default_factory=Files)
 
     def __post_init__(self):
         for kind in (PARAMETERS, OPTIMIZER, BUFFERS, RANDOM):
@@ -252,7 +254,9 @@ class Counted:
         return call
 
 
-def exchanges(steps, every, fault=lambda step, holder: None, lie=lambda step, rank: False, **more):
+def exchanges(
+    steps, every, fault: Any = lambda step, holder: None, lie=lambda step, rank: False, **more
+):
     """Exchange with an engine that looks after what ranks hold; return what is seen by rank."""
     detox = Detox(3, outer="mean", one_round_bytes=0, **more)
     layout = Layout((("w", (6,), "float64"),))
@@ -261,7 +265,8 @@ def exchanges(steps, every, fault=lambda step, holder: None, lie=lambda step, ra
         counted: Any = Counted(collectives)
         engine = Engine(detox.plan(collectives.size), counted, skips=True)
         holder = Holder(collectives.rank)
-        replicas = Replicas(engine.plan.groups, Held(holder.pieces, holder.digest_of_batch))
+        held = Held(holder.pieces, holder.digest_of_batch, files=holder.files)
+        replicas = Replicas(engine.plan.groups, held)
         engine.upkeep = Upkeep(replicas, counted, engine.ledger, every)
         for step in range(steps):
             fault(step, holder)

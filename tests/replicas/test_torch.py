@@ -11,6 +11,7 @@ pytest.importorskip("horovod.torch")
 
 from torch.utils.data import DataLoader  # noqa: E402
 
+from horovod_detox.replicas.pieces import BUFFERS  # noqa: E402
 from horovod_detox.torch.replicas import (  # noqa: E402
     Holdings,
     of_optimizer,
@@ -110,7 +111,7 @@ def test_what_was_broadcast_is_looked_after_but_for_what_is_trained():
     assert "1.weight (2)" not in buffers(holdings)  # which is gone
     other = torch.ones(2)
     holdings.hold([("1.weight", other)])
-    assert "1.weight (2)" in buffers(holdings)
+    assert "1.weight (3)" in buffers(holdings)
     assert {piece.name for piece in holdings.pieces()} >= {"Python", "NumPy", "torch"}
 
 
@@ -145,3 +146,31 @@ def test_batches_of_data_loaders_are_digested():
     assert (digests[0] == digests[1]).all()
     assert (digests[0] != digests[2]).any()
     holdings.batches.clear()
+
+
+def test_names_do_not_depend_on_what_is_still_alive():
+    """A rank that has collected its first model calls the second one's tensors as all others do."""
+    names = []
+    for keeps in (True, False):
+        holdings = Holdings()
+        first = torch.nn.BatchNorm1d(3)
+        holdings.hold(first.state_dict().items())
+        if not keeps:
+            del first
+        second = torch.nn.BatchNorm1d(3)
+        holdings.hold(second.state_dict().items())
+        names.append({piece.name for piece in holdings.pieces() if piece.kind == BUFFERS})
+    assert names[1] < names[0]
+    assert "running_mean (2)" in names[1]
+
+
+def test_what_is_guarded_after_another_was_collected_has_a_name_of_its_own():
+    holdings, network = Holdings(), torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    schedules = [torch.optim.lr_scheduler.StepLR(optimizer, 3) for _ in range(3)]
+    holdings.guard(schedules[0])
+    holdings.guard(schedules[1])
+    del schedules[0]
+    holdings.guard(schedules[-1])
+    named = [piece.name for piece in holdings.pieces() if piece.kind == BUFFERS]
+    assert len(set(named)) == len(named) == 2

@@ -16,6 +16,9 @@ if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     # With one thread between operations, an exchange that waited for another would never end.
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    # These tests trace functions most of the time; Horovod's thread, which wakes up every so many
+    # milliseconds on each rank, takes an eighth of it by default.
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "5")
     stock.init(process_sets="dynamic")
     gc.freeze()  # what exists by now need not be looked at after every test
 
@@ -31,6 +34,7 @@ def fresh_names():
     tf.random.set_seed(0)
     yield
     gc.collect()
+    gc.freeze()  # what the tests so far have left is not looked at after each of the others
 
 
 @pytest.fixture

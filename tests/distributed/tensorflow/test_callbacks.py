@@ -129,7 +129,14 @@ def test_warm_up_and_schedules(start):
         horovod_detox.keras.callbacks.LearningRateScheduleCallback(None, 0.5)
 
 
-@pytest.mark.parametrize(("steps", "execution"), [(4, 2), (5, 2), (3, 7)])
+@pytest.mark.parametrize(
+    ("steps", "execution"),
+    [
+        (5, 2),
+        pytest.param(4, 2, marks=pytest.mark.soak),
+        pytest.param(3, 7, marks=pytest.mark.soak),
+    ],
+)
 def test_schedules_with_several_steps_per_execution(start, steps, execution):
     start(group_size=1, outer="mean")  # four groups
     rates = []

@@ -40,8 +40,17 @@ def weights(network):
     return [v.numpy().tolist() for v in network.trainable_variables]
 
 
-@pytest.mark.parametrize("eagerly", [True, False])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "eagerly"),
+    [
+        ("multi", False),
+        ("lookahead", True),
+        ("scaled", False),
+        pytest.param("multi", True, marks=pytest.mark.soak),
+        pytest.param("lookahead", False, marks=pytest.mark.soak),
+        pytest.param("scaled", True, marks=pytest.mark.soak),
+    ],
+)
 def test_they_exchange_once_a_step(start, name, eagerly):
     """A liar is outvoted; the weights are those of one process on the same batches."""
     if name == "lookahead" and not eagerly:

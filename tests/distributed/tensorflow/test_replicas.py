@@ -1,6 +1,7 @@
 """One wrong bit in what ranks hold alike is named with its cause, and healed: fit and loops."""
 
 import hashlib
+import os
 
 import keras
 import numpy as np
@@ -153,8 +154,8 @@ def test_a_fault_is_named_and_healed(start, way, name, bad):
     assert WHEN <= explained[0].step <= WHEN + SCRUB + 1
     assert report.healed == {bad: 1}
     # Full redundancy again: a lie in the same group is masked, and named.
-    compute = "data or compute" if way != "function" else "compute"
-    assert report.causes[lies[0]].keys() == {compute}  # fit reads data ahead
+    cause = {"fit": "data", "function": "compute", "eager": "data or compute"}[way]
+    assert report.causes[lies[0]].keys() == {cause}  # in fit, the lie is in the sample weights
     assert report.abstentions == {}
 
 
@@ -174,6 +175,74 @@ def test_other_data_do_not_count_against_a_machine(start):
     report = hvd.fault_report()
     assert report.causes == {0: {"data": 1}}
     assert (report.healed, report.hosts_at_fault) == ({}, {})
+
+
+def fit_at_fault(start, fault, execution=1, eagerly=False):
+    """Fit, with one fault of rank 0 that is over after a step; return the causes."""
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    keras.utils.set_random_seed(3)
+    model, factor = network(), tf.Variable(1.0)
+
+    def loss(labels, outputs):
+        return keras.losses.mean_squared_error(labels, outputs) * factor
+
+    inputs = np.arange(144, dtype=np.int32).reshape(72, 2) % 7
+    labels = np.arange(216.0, dtype=np.float32).reshape(72, 3) % 5
+    bad = fault if hvd.rank() == 0 else ""
+    if bad == "labels":
+        labels[8 * 6] += 1
+
+    def before(step, model):
+        factor.assign(3.0 if bad == "machine" and step == 6 else 1.0)
+
+    hvd.broadcast_variables(model.variables, root_rank=0)
+    hvd.seed_group(5, model)
+    optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
+    model.compile(optimizer, loss, steps_per_execution=execution, run_eagerly=eagerly)
+    model.fit(inputs, labels, 8, shuffle=False, verbose=0, callbacks=[At(before)])
+    report = hvd.fault_report()
+    assert report.dissents.keys() == {0}
+    assert (report.healed, set(report.hosts_at_fault)) == (
+        ({}, set()) if fault == "labels" else ({}, set(report.hosts.values()))
+    )
+    return report.causes
+
+
+@pytest.mark.parametrize("execution", [1, 3])
+@pytest.mark.parametrize(("fault", "cause"), [("labels", "data"), ("machine", "compute")])
+def test_fit_tells_other_data_from_a_bad_machine(start, fault, cause, execution):
+    (causes,) = fit_at_fault(start, fault, execution).values()
+    assert causes.keys() == {cause}
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("labels", "data"), ("machine", "compute")])
+def test_fit_that_runs_eagerly_tells_them_apart_too(start, fault, cause):
+    assert fit_at_fault(start, fault, eagerly=True) == {0: {cause: 1}}
+
+
+def test_loops_over_data_in_functions(start):
+    """With an iterator the batch is seen. In a loop of AutoGraph it is not: nobody is accused."""
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    variable = tf.Variable([1.0, 2.0])
+    optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
+    numbers = [1.0, 2.0, 9.0 if hvd.rank() == 0 else 3.0, 4.0]
+    data = tf.data.Dataset.from_tensor_slices(numbers)
+
+    @tf.function
+    def step(iterator, rate):
+        optimizer.apply([next(iterator) * rate * tf.ones(2)], [variable])
+
+    @tf.function
+    def epoch(rate):
+        for number in data:
+            optimizer.apply([number * rate * tf.ones(2)], [variable])
+
+    iterator = iter(data)
+    for _ in range(4):
+        step(iterator, tf.constant(1.0))
+    assert hvd.fault_report().causes == {0: {"data": 1}}
+    epoch(tf.constant(1.0))
+    assert hvd.fault_report().causes == {0: {"data": 1, "data or compute": 1}}
 
 
 def test_scrub_heals_what_was_guarded(start):
@@ -212,4 +281,63 @@ def test_what_is_saved_at_the_end_of_an_epoch_is_healed_before(start):
     inputs = np.arange(64, dtype=np.int32).reshape(32, 2) % 7
     model.fit(inputs, np.zeros((32, 3)), 8, 2, verbose=0, shuffle=False, callbacks=[Save()])
     assert everywhere(saved) == [saved] * hvd.size()
+    assert hvd.fault_report().healed == {0: 2}
+
+
+SAVERS = {
+    "weights.weights.h5": lambda model, path: model.save_weights(path),
+    "model.keras": lambda model, path: model.save(path),
+    "checkpoint.index": lambda model, path: tf.train.Checkpoint(model=model).write(
+        path.removesuffix(".index")
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
+@pytest.mark.parametrize("name", SAVERS)
+def test_what_is_saved_with_a_flipped_bit_loses_its_name(start, tmp_path, name):
+    """In the midst of an epoch, by rank 0 alone: the next exchange finds it out."""
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    keras.utils.set_random_seed(3)
+    model = network()
+
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch in (1, 3) and hvd.rank() == 0:
+                if batch == 3:
+                    flip(weight_named(model, "moving_mean"))
+                SAVERS[name](model, str(tmp_path / f"{batch} {name}"))
+
+    hvd.broadcast_variables(model.variables, root_rank=0)
+    hvd.seed_group(5, model)
+    model.compile(hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    inputs = np.arange(96, dtype=np.int32).reshape(48, 2) % 7
+    model.fit(inputs, np.zeros((48, 3)), 8, verbose=0, shuffle=False, callbacks=[Save()])
+    found = {file for file in os.listdir(tmp_path) if "data-0" not in file}
+    expected = {f"1 {name}", f"3 {name}.wrong"} if hvd.rank() == 0 else set()
+    assert found == expected
+    (event,) = hvd.fault_report().events
+    assert (event.kind, event.ranks, event.cause.is_healed) == ("drift", (0,), True)
+    assert event.cause.files == (everywhere(f"{tmp_path}/3 {name}.wrong")[0],)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
+def test_what_is_saved_at_the_end_of_the_last_epoch_is_compared(start, tmp_path):
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    keras.utils.set_random_seed(3)
+    model = network()
+
+    class Save(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if hvd.rank() == 0:
+                flip(model.trainable_variables[0], index=55)  # after the comparison of this epoch
+                model.save_weights(tmp_path / f"{epoch}.weights.h5")
+
+    hvd.broadcast_variables(model.variables, root_rank=0)
+    hvd.seed_group(5, model)
+    model.compile(hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    inputs = np.arange(64, dtype=np.int32).reshape(32, 2) % 7
+    model.fit(inputs, np.zeros((32, 3)), 8, 2, verbose=0, shuffle=False, callbacks=[Save()])
+    found = ["0.weights.h5.wrong", "1.weights.h5.wrong"] if hvd.rank() == 0 else []
+    assert sorted(os.listdir(tmp_path)) == found
     assert hvd.fault_report().healed == {0: 2}

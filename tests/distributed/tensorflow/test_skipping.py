@@ -71,7 +71,14 @@ def network_of(lost=LOST):
 
 @pytest.mark.parametrize(
     ("name", "eagerly"),
-    [*((name, False) for name in optimizers()), ("adam", True), ("scaled", True)],
+    [
+        ("adam", False),
+        ("scaled", False),
+        ("scaled", True),
+        pytest.param("momentum", False, marks=pytest.mark.soak),
+        pytest.param("clipped", False, marks=pytest.mark.soak),
+        pytest.param("adam", True, marks=pytest.mark.soak),
+    ],
 )
 def test_fit_leaves_weights_and_state(start, name, eagerly):
     start(group_size=2, outer="mean")

@@ -70,7 +70,9 @@ def fit(network, epochs, first=0):
     )
 
 
-@pytest.mark.parametrize("build", [sequential, functional, subclassed])
+@pytest.mark.parametrize(
+    "build", [sequential, subclassed, pytest.param(functional, marks=pytest.mark.soak)]
+)
 def test_rank_0_alone_loads_a_checkpoint_and_the_others_build_the_model(start, tmp_path, build):
     start(group_size=2, outer="mean")
     network = compiled(build)

@@ -1,6 +1,7 @@
 """One wrong bit in what ranks hold alike is named with its cause, and healed."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -205,6 +206,36 @@ def test_a_checkpoint_after_scrub_is_right(start):
     assert everywhere(after == before) == [True] * 6
     assert report.healed == {0: 1}
     assert expected
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_checkpoint_with_a_flipped_bit_loses_its_name(start, tmp_path, bad):
+    """It was written under another name first, and is found out in the next exchange."""
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    bad = range(hvd.size())[bad]
+    torch.manual_seed(3)
+    network = Network()
+    hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    optimizer = hvd.DistributedOptimizer(torch.optim.Adam(network.parameters(), lr=0.01))
+    hvd.seed_group(5)
+    for step in range(8):
+        optimizer.zero_grad()
+        network(torch.arange(8) % (step + 2)).mean().backward()
+        optimizer.step()
+        if step == 4 and hvd.rank() == bad:
+            flip(network.norm.running_var)
+        if step in (2, 4) and hvd.rank() in (0, bad):
+            torch.save(network.state_dict(), tmp_path / "new")
+            os.replace(tmp_path / "new", tmp_path / f"{step}.pt")
+    names = [[], ["2.pt", "4.pt"]][hvd.rank() == 0]
+    wrong = f"{tmp_path}/4.pt.wrong"
+    if hvd.rank() == bad:
+        names = ["2.pt", "4.pt.wrong"]
+    assert sorted(os.listdir(tmp_path)) == names
+    (event,) = hvd.fault_report().events
+    assert (event.step, event.kind, event.ranks) == (5, "drift", (bad,))
+    assert event.cause.what[0].startswith("buffers/norm.running_var")
+    assert event.cause.files == (everywhere(wrong)[bad],)
 
 
 @pytest.mark.ranks(6)
