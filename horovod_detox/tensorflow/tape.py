@@ -21,7 +21,11 @@ from horovod_detox.vote.work import Tally
 
 _shared: "WeakKeyDictionary[Session, dict[Any, _Engines | None]]" = WeakKeyDictionary()
 
+# What wraps a tape, and what it does then, is Python's, also where a traced function calls it.
+_as_it_is = tf.autograph.experimental.do_not_convert
 
+
+@_as_it_is
 def DistributedGradientTape(
     gradtape: tf.GradientTape,
     device_dense: str = "",
@@ -102,6 +106,7 @@ class _DistributedGradientTape(tf.GradientTape):
         """Keep the gradients of a variable to this rank."""
         self._exchange.register_local(source)
 
+    @_as_it_is
     def gradient(  # type: ignore[override]  # Horovod's, whose fourth argument is another
         self,
         target: Any,

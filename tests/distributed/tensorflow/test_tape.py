@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.autograph.utils import ag_logging as autograph_logging
 
 import horovod_detox.tensorflow as hvd
 from horovod_detox.attacks import Stale
+from horovod_detox.tensorflow.context import context
 from tests.distributed.tensorflow.training import everywhere
 
 pytestmark = pytest.mark.ranks(4)
@@ -33,6 +35,29 @@ def test_sources_of_any_structure_and_none_gradients(start):
     assert gradients["used"].numpy().tolist() == [2, 2]
     assert gradients["rest"][0] is None
     assert gradients["rest"][1].numpy().tolist() == [[2], [4]]
+
+
+def test_autograph_has_nothing_to_say(start, monkeypatch):
+    """A tape is wrapped in a function that is being traced: under the launcher ranks meet there."""
+    start(group_size=2, outer="mean")
+    said = []
+    monkeypatch.setattr(autograph_logging, "warning", lambda *args: said.append(args))
+
+    def meet(process_set):
+        with tf.init_scope():
+            context.collectives("meeting", process_set).allgather("x", np.zeros(1, int)).wait()
+
+    monkeypatch.setattr(context, "before_engines", meet)
+    variable = tf.Variable([1.0, 2.0])
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(variable**2)
+        return hvd.DistributedGradientTape(tape).gradient(loss, [variable])
+
+    assert step()[0].numpy().tolist() == [2, 4]
+    assert said == []
 
 
 def test_a_single_source_and_a_watched_tensor(start):
