@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from horovod_detox.exchange import ALL_EXCHANGES, joined
 from horovod_detox.exchange.collectives import Collectives, RanksJoined
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.cut import Part, cut
+from horovod_detox.exchange.presence import Presence
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.exchange.step import NoMajority, Outcome, Step
 from horovod_detox.exchange.waits import waits
@@ -28,39 +28,6 @@ from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
 from horovod_detox.vote.report import DIVERGENCE, NOTHING_FOUND, OUT_OF_STEP, Findings
 from horovod_detox.vote.work import Tally
-
-
-@dataclass
-class Presence:
-    """Whether all ranks of a job take part, and want to, as far as this rank knows.
-
-    Attributes:
-        some_have_joined: until all have, see `joined.py`.
-        wants_to_stop: whether this rank wants to end the training.
-        stopping: the ranks that were heard to want it in an exchange.
-        reached: the steps of engines, by name, that others went on to while this rank was away.
-    """
-
-    some_have_joined: bool = False
-    wants_to_stop: bool = False
-    stopping: set[int] = field(default_factory=set)
-    reached: dict[str, int] = field(default_factory=dict)
-    _latest: "Engine | None" = None
-    _next: "WeakKeyDictionary[Engine, Engine]" = field(default_factory=WeakKeyDictionary)
-
-    def note(self, engine: "Engine") -> None:
-        """Note which engine exchanges now."""
-        if self._latest is not None:
-            self._next[self._latest] = engine
-        self._latest = engine
-
-    def forget_wishes(self) -> None:
-        """Want to train on, and forget who else did not."""
-        self.wants_to_stop, self.stopping = False, set()
-
-    def next(self) -> "Engine | None":
-        """Return the engine that exchanges next, if it is as it was before; None: none has."""
-        return self._latest and self._next.get(self._latest, self._latest)
 
 
 class Engine:
@@ -161,9 +128,10 @@ class Engine:
             update = namespace(copy).empty((layout.words,), copy, "int64")
         name = self._exchange_name(layout)
         step = self._begin_step(copy, layout, update, is_complete)
+        exchange = ALL_EXCHANGES[name].exchange
         if self.presence.some_have_joined:
-            return self._finish(step, partial(joined.exchange, step))
-        return self._finish(step, lambda: ALL_EXCHANGES[name].exchange(step))
+            exchange = joined.exchange
+        return self._finish(step, partial(exchange, step), exchange)
 
     def parts(self, layout: Layout) -> list[Part]:
         """Return the parts in which a copy is sent; there are several if the gradient is large."""
@@ -196,7 +164,10 @@ class Engine:
             begun: what `begin` returned; one that was postponed may be finished later.
             finish: has it finish; None: this thread does.
         """
-        return self._finish(begun.step, finish or begun.finish)
+        parts = self.parts(self._layout)
+        return self._finish(
+            begun.step, finish or begun.finish, lambda step: Sharded(step, parts).finish()
+        )
 
     def _begin_step(
         self, copy: Copy, layout: Layout, update: Words, is_complete: bool = True
@@ -240,10 +211,12 @@ class Engine:
             is_complete,
         )
 
-    def _finish(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
+    def _finish(
+        self, step: Step, finish: Callable[[], Outcome], again: Callable[[Step], Outcome]
+    ) -> Outcome:
         """Return the outcome, and take it down, while the others wait for this rank."""
         with waits.waiting(self._what(), self.ranks, once=True):
-            outcome = self._conclude(step, finish)
+            outcome = self._conclude(step, finish, again)
         self.ledger.note_waits(step.control.waited)
         waits.pace.note()
         return outcome
@@ -252,17 +225,21 @@ class Engine:
         """Return what all ranks wait in during an exchange; behind # is what need not be told."""
         return f"the exchange of step {self.step}#{self.name}"
 
-    def _conclude(self, step: Step, finish: Callable[[], Outcome]) -> Outcome:
+    def _conclude(
+        self, step: Step, finish: Callable[[], Outcome], again: Callable[[Step], Outcome]
+    ) -> Outcome:
         """Return the outcome, and take it down; a first one is checked, or explained, before."""
         layout, first = self._layout, self._first_step
-        try:
-            outcome = self._together(step, finish)
-            self.tally.exchanges += 1
-        except NoMajority as error:
-            self.tally.exchanges += 1
-            if first is not None and first.explain(error, step.copy, layout):
-                return self._leave_out(error, step)
-            return self._skip(error, step, self._look(step, error.verdict or Verdict(())))
+        outcome = self._attempt(step, finish)
+        self.tally.exchanges += 1
+        if isinstance(outcome, NoMajority) and first and first.explain(outcome, step.copy, layout):
+            return self._leave_out(outcome, step)
+        found = self._look(step, outcome.verdict or Verdict(()))
+        if (better := self._rescue(step, outcome.verdict, found)) is not None:
+            step = better
+            outcome = self._attempt(step, lambda: replace(again(step), is_repeated=True))
+        if isinstance(outcome, NoMajority):
+            return self._skip(outcome, step, found)
         if first is not None and first.check(outcome, step.copy, layout):
             self._first_step = None
         digest = outcome.digest
@@ -271,7 +248,21 @@ class Engine:
         self._digest = digest
         if named := _named(step.control):
             outcome = replace(outcome, named={**outcome.named, **named})
-        return self.history.record(outcome, layout, self._look(step, outcome.verdict))
+        return self.history.record(outcome, layout, found)
+
+    def _attempt(self, step: Step, finish: Callable[[], Outcome]) -> Outcome | NoMajority:
+        """Return the outcome of an exchange, or why there is none."""
+        try:
+            return self._together(step, finish)
+        except NoMajority as error:
+            return error
+
+    def _rescue(self, step: Step, verdict: Verdict | None, found: Findings) -> Step | None:
+        """Return what this rank brings when the exchange is done again; None: it is not."""
+        if self.upkeep is None or verdict is None:
+            return None
+        copy = self.upkeep.rescue(step.copy, step.fingerprints, verdict, found)
+        return None if copy is None else replace(step, copy=copy, is_complete=True)
 
     def _look(self, step: Step, verdict: Verdict) -> Findings:
         """Return what was found of what ranks hold alike, if there was a reason to look."""

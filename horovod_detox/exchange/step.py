@@ -173,6 +173,8 @@ class Outcome:
         means: with momentum, those that this rank computed.
         digest: `(2,)` of int64, of the update, if the exchange took it; the same on every rank.
         failure: why the update is zero and the step to be skipped; None: it is not.
+        is_repeated: whether the exchange was done again: what was said of parts of the update
+            before does not hold.
     """
 
     update: Words
@@ -183,6 +185,7 @@ class Outcome:
     means: Means = field(default_factory=dict)
     digest: np.ndarray | None = None
     failure: NoMajority | None = None
+    is_repeated: bool = False
 
     @property
     def is_finite(self) -> bool:

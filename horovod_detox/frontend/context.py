@@ -17,8 +17,9 @@ from horovod_detox.attacks import Attack
 from horovod_detox.config import Detox
 from horovod_detox.determinism.conditions import Conditions
 from horovod_detox.determinism.first_step import FirstStep
-from horovod_detox.engine import Engine, Presence
+from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.presence import Presence
 from horovod_detox.exchange.sharing import share
 from horovod_detox.exchange.waits import waits
 from horovod_detox.frontend.engines import Engines, Name

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from horovod_detox.arrays.namespaces import Words
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.sharing import share
 from horovod_detox.replicas.replicas import Replicas
+from horovod_detox.replicas.rescue import speakers, taken_over
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
 from horovod_detox.vote.majority import Verdict
@@ -99,6 +101,25 @@ class Upkeep:
         self._to_explain = {**dissenters, **(self._to_explain or {})}
         self._replicas.held.when_readable(lambda: self._look_later(fingerprints))
         return NOTHING_FOUND
+
+    def rescue(
+        self, copy: Words, fingerprints: Fingerprints, verdict: Verdict, found: Findings
+    ) -> Words | None:
+        """Return the copy to do an exchange again with, for groups that lost it by wrong states.
+
+        Args:
+            copy, fingerprints: of this rank in that exchange.
+            verdict: what it came to.
+            found: what `look` then found.
+
+        Returns:
+            `(w,)` words; None, on all ranks: nothing would be better.
+        """
+        groups = self._replicas.groups
+        sound = speakers(groups, verdict.abstentions, found.odd)
+        if not sound:
+            return None
+        return taken_over(self._collectives, groups, copy, sound, fingerprints)
 
     def scrub(self, step: int, fingerprints: Fingerprints) -> None:
         """Compare what ranks hold alike, and heal it; all ranks come here together."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
-from horovod_detox.engine import Presence
 from horovod_detox.exchange.collectives import Collectives
+from horovod_detox.exchange.presence import Presence
 from horovod_detox.exchange.sharing import share
 from horovod_detox.exchange.waits import ExchangeTimeout, waits
 from horovod_detox.tensorflow.context import context

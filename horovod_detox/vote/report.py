@@ -84,6 +84,13 @@ class Findings:
     drifts: Mapping[int, Cause] = field(default_factory=dict)
     undecided: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def odd(self) -> frozenset[int]:
+        """Return the ranks that held another state than most, or drew other random numbers."""
+        causes = {**self.causes, **self.drifts}
+        kinds = (STATE, OF_RANDOM)
+        return frozenset(rank for rank, cause in causes.items() if cause.kind in kinds)
+
 
 NOTHING_FOUND = Findings()
 

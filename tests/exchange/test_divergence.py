@@ -45,7 +45,9 @@ def test_who_computed_another_update_is_named_in_every_exchange(exchange):
         words = LAYOUT.pack([np.ones(WIDTH, np.float32)])
         unharmed = engine._finish
         if collectives.rank == 3:
-            engine._finish = lambda step, finish: unharmed(step, lambda: falsified(finish()))
+            engine._finish = lambda step, finish, again: unharmed(
+                step, lambda: falsified(finish()), again
+            )
         engine.exchange(words, LAYOUT)
         engine._finish = unharmed
         engine.exchange(words, LAYOUT)

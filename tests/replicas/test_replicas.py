@@ -8,7 +8,7 @@ import pytest
 
 from horovod_detox import Detox
 from horovod_detox.engine import Engine
-from horovod_detox.exchange.cluster import InProcessCluster
+from horovod_detox.exchange.cluster import InProcessCluster, _ThreadCollectives
 from horovod_detox.exchange.control import UNKNOWN, Control
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.packing.layout import Layout
@@ -258,7 +258,7 @@ def exchanges(
     steps, every, fault: Any = lambda step, holder: None, lie=lambda step, rank: False, **more
 ):
     """Exchange with an engine that looks after what ranks hold; return what is seen by rank."""
-    detox = Detox(3, outer="mean", one_round_bytes=0, **more)
+    detox = Detox(**{"group_size": 3, "outer": "mean", "one_round_bytes": 0, **more})
     layout = Layout((("w", (6,), "float64"),))
 
     def program(collectives):
@@ -268,12 +268,13 @@ def exchanges(
         held = Held(holder.pieces, holder.digest_of_batch, files=holder.files)
         replicas = Replicas(engine.plan.groups, held)
         engine.upkeep = Upkeep(replicas, counted, engine.ledger, every)
+        updates = []
         for step in range(steps):
             fault(step, holder)
             copy = np.arange(6.0) * (1 + float(holder.held["parameters/x"][0]))
             copy = copy + (lie(step, collectives.rank) * (1.0 + collectives.rank))
-            engine.exchange(copy.view(np.int64), layout)
-        return holder, engine.ledger.report(), counted.names
+            updates.append(engine.exchange(copy.view(np.int64), layout).update.tobytes())
+        return holder, engine.ledger.report(), counted.names, updates
 
     return InProcessCluster(6).run(program)
 
@@ -295,7 +296,7 @@ def test_what_shows_in_no_gradient_is_healed_when_it_is_due(rank):
             holder.held["buffers/x"] = np.full(5, 3)
 
     results = exchanges(12, every=5, fault=fault)
-    assert healed([holder for holder, _, _ in results], "buffers/x")
+    assert healed([holder for holder, *_ in results], "buffers/x")
     (event,) = results[0][1].events
     assert (event.step, event.kind, event.ranks) == (11, "drift", (rank,))
     assert str(event) == (
@@ -354,18 +355,68 @@ def test_what_one_rank_tells_wrongly_again_and_again_costs_a_round_at_most(lie, 
     assert names_of(results) == ["replicas"] * (2 if lie == "update" else 1)
 
 
-def test_flips_in_two_members_are_healed_though_the_step_is_lost():
-    """Their group has no majority in one step, and its vote again in the next."""
+def two_flips(step, holder):
+    """Flip in two members of a group: no two of its copies are the same."""
+    if step == 6 and holder.rank in (0, 2):
+        holder.held["parameters/x"] = np.full(5, 3 + holder.rank)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"exchange": "gathered"},
+        {"exchange": "leaders"},
+        {"momentum": 0.9},
+    ],
+    ids=str,
+)
+def test_flips_in_two_members_cost_no_vote_not_even_in_that_step(more):
+    """The third, which holds what all others hold, speaks for the group."""
+    fair = exchanges(12, every=0, **more)
+    results = exchanges(12, every=0, fault=two_flips, **more)
+    report = results[0][1]
+    assert (report.abstentions, report.dissents, report.skipped) == ({}, {}, 0)
+    assert report.healed == report.drifts == {0: 1, 2: 1}
+    assert healed([holder for holder, *_ in results], "parameters/x")
+    assert [each[3] for each in results] == [each[3] for each in fair]
+    assert report.steps == 12
+
+
+def test_who_lies_beside_them_speaks_for_nobody_that_differs():
+    """Two hold the right state, of which one lies: nobody knows which, and the vote is lost."""
 
     def fault(step, holder):
-        if step == 6 and holder.rank in (0, 2):  # of one group
-            holder.held["parameters/x"] = np.full(5, 3 + holder.rank)
+        if step == 6 and holder.rank == 0:
+            holder.held["parameters/x"] = np.full(5, 3)
 
-    results = exchanges(12, every=0, fault=fault)
+    results = exchanges(12, 0, fault, lambda step, rank: step == 6 and rank == 2, outer="median")
     report = results[0][1]
     assert report.abstentions == {0: 1}
-    assert report.healed == {0: 1, 2: 1}
-    assert healed([holder for holder, _, _ in results], "parameters/x")
+    assert report.healed == {0: 1}
+
+
+def test_a_copy_that_arrives_otherwise_is_not_taken_over(monkeypatch):
+    """Who receives it badly goes on with its own, and dissents."""
+    broadcast = _ThreadCollectives.broadcast
+
+    @dataclass
+    class Falsified:
+        handle: Any
+        words: Any
+
+        def wait(self):
+            self.handle.wait()
+            self.words[0] ^= 1
+
+    def falsify(self, name, words, root):
+        handle = broadcast(self, name, words, root)
+        is_bad = name.startswith("replicas.copy") and self.rank == 2
+        return Falsified(handle, words) if is_bad else handle
+
+    monkeypatch.setattr(_ThreadCollectives, "broadcast", falsify)
+    report = exchanges(12, every=0, fault=two_flips)[0][1]
+    assert (report.abstentions, report.dissents) == ({}, {2: 1})
 
 
 def test_a_step_that_is_skipped_heals_too():
@@ -380,6 +431,6 @@ def test_a_step_that_is_skipped_heals_too():
     report = results[0][1]
     assert report.skipped == 1
     assert report.healed == {0: 1, 3: 1}
-    assert healed([holder for holder, _, _ in results], "parameters/x")
+    assert healed([holder for holder, *_ in results], "parameters/x")
     with pytest.raises(NoMajority):
         exchanges(12, every=0, lie=lie, max_skipped_steps=0)

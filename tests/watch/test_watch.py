@@ -95,6 +95,9 @@ def test_a_keeper_speaks_to_all_and_logs_what_ends_nothing(job, caplog, monkeypa
     monkeypatch.setattr(watch, "SECONDS", 0.1)
     caplog.set_level(logging.WARNING, logger="horovod_detox")
     watches = job(3)
+    hub = watches[0]._hub
+    assert hub is not None
+    assert until(lambda: hub._identities.keys() == {1, 2})  # who was never heard is told nothing
     found = [[Finding("rank 1 is slow"), Finding("over", ends="x", missing=(1,))]]
     monkeypatch.setattr(watches[0]._judge, "look", lambda now: found.pop() if found else [])
     assert until(lambda: "rank 1 is slow" in caplog.messages)

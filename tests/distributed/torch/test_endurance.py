@@ -128,7 +128,7 @@ def test_a_rank_whose_update_went_wrong_is_named_and_healed(start):
     for step in range(8):
         is_wrong = step == 3 and hvd.rank() == 4
         engine._finish = (
-            (lambda step, finish: unharmed(step, lambda: falsified(finish())))
+            (lambda step, finish, again: unharmed(step, lambda: falsified(finish()), again))
             if is_wrong
             else unharmed
         )
