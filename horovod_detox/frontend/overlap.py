@@ -12,7 +12,7 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange.collectives import RanksJoined
 from horovod_detox.exchange.driver import Driver, Task
 from horovod_detox.exchange.sharded import Sharded
-from horovod_detox.exchange.step import Outcome, Postponed
+from horovod_detox.exchange.step import NoMajority, Outcome, Postponed
 from horovod_detox.packing.layout import Layout
 
 Place = AbstractContextManager[Any]
@@ -89,9 +89,12 @@ class Overlap:
         return self._end(is_complete, is_wanted=True)
 
     def abandon(self) -> None:
-        """End an exchange whose outcome nobody wants: the other ranks wait for it."""
+        """End an exchange whose outcome nobody wants: the other ranks wait for it.
+
+        What was sent may have changed while it was, so that there may be no majority.
+        """
         while self._under_way is not None:
-            with suppress(Postponed):
+            with suppress(Postponed, NoMajority):
                 self._end(is_complete=True, is_wanted=False)
 
     def _begun(self) -> "_UnderWay":

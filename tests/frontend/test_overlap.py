@@ -114,6 +114,26 @@ def test_another_gradient_makes_another_update():
     assert train(job, in_parts=True) != train((*job[:3], 6), in_parts=False)
 
 
+def test_an_exchange_that_is_abandoned_raises_nothing():
+    """A pass has failed, in which a gradient changed while it was sent."""
+    detox = Detox(2, outer="mean", one_round_bytes=0, overlap_bytes=64)
+
+    def program(collectives):
+        parameter = torch.nn.Parameter(torch.zeros(20))
+        packing: Any = packing_of([("it", parameter)], Uncompressed)
+        engine = Engine(detox.plan(4), collectives)
+        overlap = Overlap(engine, packing)
+        parameter.grad = torch.full_like(parameter, float(collectives.rank))
+        overlap.add(parameter)
+        overlap.abandon()
+        parameter.grad = torch.full_like(parameter, 1.0 + engine.plan.groups.of(collectives.rank))
+        overlap.add(parameter)
+        overlap.finish()
+        return parameter.grad.unique().tolist()
+
+    assert InProcessCluster(4).run(program) == [[1.5]] * 4
+
+
 def test_gradients_are_replaced_again_when_a_later_part_loses_a_vote():
     """Groups 0, 1, 2 vote 1, 2, 6; only in the last part has group 2 no majority."""
     detox = Detox(3, outer="mean", one_round_bytes=0, overlap_bytes=64)

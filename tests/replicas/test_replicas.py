@@ -396,8 +396,11 @@ def test_who_lies_beside_them_speaks_for_nobody_that_differs():
     assert report.healed == {0: 1}
 
 
-def test_a_copy_that_arrives_otherwise_is_not_taken_over(monkeypatch):
-    """Who receives it badly goes on with its own, and dissents."""
+@pytest.mark.parametrize(
+    ("bad", "abstentions", "dissents"), [([2], {}, {2: 1}), ([0, 2], {0: 1}, {})]
+)
+def test_a_copy_that_arrives_otherwise_is_not_taken_over(monkeypatch, bad, abstentions, dissents):
+    """Who receives it badly goes on with its own; two that receive the same are no majority."""
     broadcast = _ThreadCollectives.broadcast
 
     @dataclass
@@ -411,12 +414,12 @@ def test_a_copy_that_arrives_otherwise_is_not_taken_over(monkeypatch):
 
     def falsify(self, name, words, root):
         handle = broadcast(self, name, words, root)
-        is_bad = name.startswith("replicas.copy") and self.rank == 2
+        is_bad = name.startswith("replicas.copy") and self.rank in bad
         return Falsified(handle, words) if is_bad else handle
 
     monkeypatch.setattr(_ThreadCollectives, "broadcast", falsify)
     report = exchanges(12, every=0, fault=two_flips)[0][1]
-    assert (report.abstentions, report.dissents) == ({}, {2: 1})
+    assert (report.abstentions, report.dissents) == (abstentions, dissents)
 
 
 def test_a_step_that_is_skipped_heals_too():
