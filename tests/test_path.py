@@ -31,6 +31,7 @@ ASIDES = {
     "process.py",  # which is asked how many ranks share the cores
     "exchange/waits.py",  # which is told what this rank waits in, as are those that follow
     "exchange/pace.py",
+    "exchange/presence.py",  # which is told which engine exchanges
     "vote/lateness.py",
     "frontend/engines.py",  # which is asked for the name of an engine
 }
