@@ -1,6 +1,6 @@
 """Who holds something else than most: pure functions of digests, as `vote.majority` is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,12 +85,20 @@ class Guard:
         everybody = range(self.groups.world_size)
         found = [difference(key, digests, everybody) for key, digests in of_all.items()]
         differences = [each for each in found if each is not None]
+        spoilt = {rank for each in differences if each.donors for rank in each.odd}
         for key, digests in of_groups.items():
-            differences += self._compare(key, digests)
+            differences += self._compare(key, digests, spoilt)
         self._known.update(of_groups)
         return differences
 
-    def _compare(self, key: str, digests: np.ndarray) -> Iterator[Difference]:
+    def _compare(
+        self, key: str, digests: np.ndarray, spoilt: Collection[int]
+    ) -> Iterator[Difference]:
+        """Compare a piece inside of groups.
+
+        Members with wrong weights have computed with them, as the statistics of a batch: if the
+        others hold the same, these decide.
+        """
         for group, members in enumerate(self.groups.members):
             if len(members) < 2:
                 continue
@@ -99,6 +107,11 @@ class Guard:
             if found is None:
                 guarded.add(key)
             elif key in guarded:
+                sound = tuple(rank for rank in members if rank not in spoilt)
+                if sound and difference(key, digests, sound) is None:
+                    other = (digests != digests[sound[0]]).any(axis=1)
+                    odd = tuple(rank for rank in members if other[rank])
+                    found = Difference(key, odd, sound, members)
                 if not found.donors:
                     guarded.discard(key)
                 yield found

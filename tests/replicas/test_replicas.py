@@ -156,6 +156,20 @@ def test_three_different_copies_are_left_alone():
     assert [int(holder.held["random/x"][1]) for holder in holders[3:]] == [7, 8, 1]
 
 
+@pytest.mark.parametrize("values", [[7, 8], [7, 7]])
+def test_who_computed_with_wrong_weights_does_not_decide_on_buffers(values):
+    """Not even if two of them are most of their group."""
+
+    def change(holder):
+        at([3, 4], "parameters/x", [5, 6])(holder)
+        at([3, 4], "buffers/x", values)(holder)
+
+    holders, (found, _) = compare(Groups(((0, 1, 2), (3, 4, 5))), change)
+    assert healed(holders, "buffers/x")
+    assert (list(found.drifts), found.undecided) == ([3, 4], {})
+    assert found.drifts[3].what == ("parameters/x", "buffers/x")
+
+
 def test_half_of_all_ranks_are_no_majority():
     _, (found, _) = compare(THREES, at([0, 1, 2], "parameters/x"))
     assert (found.drifts, found.undecided) == ({}, {"parameters/x": tuple(range(6))})
