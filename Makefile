@@ -136,6 +136,7 @@ soak: $(installed)
 	    tests/distributed/torch/test_thread.py
 	$(call job,6) --timeout=7200 tests/distributed/tensorflow/test_endurance.py
 	$(call job,4) --timeout=7200 tests/distributed/tensorflow
+	$(call job,9) --timeout=7200 tests/distributed/torch/test_replicas.py
 	$(one_process) --numprocesses=2 tests/watch/test_stops.py
 
 mutants: $(installed)
