@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from horovod_detox.replicas.files import MOST_FILES, WRONG, Files
-from tests.replicas.test_replicas import exchanges, names_of
+from tests.replicas.test_upkeep import exchanges, names_of
 
 
 def write(path, text="x"):
