@@ -1,14 +1,17 @@
 """NH in torch operations, for tensors on an accelerator, which they do not leave; see `nh`.
 
 All is arithmetic of integers modulo 2^64, so neither the device nor the order in which it adds
-changes a bit: the digests are those of `host_digests`. Every word is read or written some 13 times,
-in blocks that large accelerators hold in their caches.
+changes a bit: the digests are those of `host_digests`. Operation by operation, every word is read
+or written some 13 times, in blocks that large accelerators hold in their caches; as one kernel of a
+GPU (`fused`) it is copied once and read once.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
+from horovod_detox.arrays.fused import Tensors, fused
 from horovod_detox.arrays.nh import BLOCK, WORDS, Key
 
 MOST_WORDS = 1 << 20
@@ -45,20 +48,19 @@ def _hash_level(
     pieces = [(start, min(start + step, whole), BLOCK) for start in range(0, whole, step)]
     if whole < width:
         pieces.append((whole, width, width - whole))
-    return torch.cat(
-        [
-            _hash_blocks(torch.stack([row[start:stop] for row in rows]), low, high, size)
-            for start, stop, size in pieces
-        ],
-        dim=1,
-    )
+    found: list[torch.Tensor] = []
+    fuse = partial(fused, _hash_blocks)
+    for start, stop, size in pieces:
+        tensors = torch.stack([row[start:stop] for row in rows]), low, high
+        # What is left over has any length: a kernel for each would be too many.
+        found += (fuse if size == BLOCK else _hash_blocks)(tensors, size)
+    return torch.cat(found, dim=1)
 
 
-def _hash_blocks(
-    words: torch.Tensor, low: torch.Tensor, high: torch.Tensor, size: int
-) -> torch.Tensor:
-    """Digest blocks of `size` words: `(m, n * size) -> (m, WORDS * n)`."""
-    blocks = words.view(len(words), -1, size)
+def _hash_blocks(tensors: Tensors, size: int) -> Tensors:
+    """Digest blocks of `size` words with two halves of a key: `(m, n * size) -> (m, WORDS * n)`."""
+    words, low, high = tensors
+    blocks = words.view(words.shape[0], -1, size)
     halves = blocks >> _HALF  # with signs, which the sums lose
     sums = [
         ((blocks + low[shift : shift + size]) & _LOW)
@@ -66,4 +68,4 @@ def _hash_blocks(
         .sum(2)
         for shift in range(WORDS)
     ]
-    return torch.stack(sums, dim=2).flatten(1)
+    return (torch.stack(sums, dim=2).flatten(1),)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from horovod_detox.arrays.fused import Tensors, fused
 from horovod_detox.arrays.networks import network
 
 Rows = Sequence[torch.Tensor] | torch.Tensor
@@ -13,7 +14,8 @@ Rows = Sequence[torch.Tensor] | torch.Tensor
 
 def mean(rows: Rows) -> torch.Tensor:
     """Average the rows, added up in their order: `(m, b) -> (b,)`."""
-    return _divide(_total(rows), len(rows))
+    (total,) = fused(_total, list(rows))
+    return _divide(total, len(rows))
 
 
 def weighted_sum(rows: Rows, shares: Sequence[float], previous: Any = None) -> torch.Tensor:
@@ -30,15 +32,17 @@ def trimmed_mean(rows: Rows, ranks: range, kept: int | None = None) -> torch.Ten
 
     With `kept`, return the average of so many values nearest to that instead.
     """
+    centre = _centre(fused(_middle, list(rows), ranks), len(ranks))
     if kept is None:
-        return _centre(sort(rows, ranks))
-    ordered = sort(rows, range(len(rows)))
-    return _mean_around(_centre(ordered[ranks.start : ranks.stop]), ordered, kept)
+        return centre
+    (total,) = fused(_total_around, [centre, *rows], kept)
+    return _divide(total, kept)
 
 
 def sign_majority(rows: Rows) -> torch.Tensor:
     """Take the sign that most rows have in every column, 0 where they tie: `(m, b) -> (b,)`."""
-    return torch.sign(_total([torch.sign(row) for row in rows]))
+    (majority,) = fused(_sign_of_signs, list(rows))
+    return majority
 
 
 def gram(rows: Rows, reference: torch.Tensor | None, centre: torch.Tensor | None) -> np.ndarray:
@@ -49,53 +53,60 @@ def gram(rows: Rows, reference: torch.Tensor | None, centre: torch.Tensor | None
     return (points @ points.T).cpu().numpy()
 
 
-def sort(rows: Rows, ranks: range) -> list[torch.Tensor]:
-    """Return the values of these ranks in every column: `(m, b)` gives len(ranks) times `(b,)`.
-
-    The rows are not written to.
-    """
-    wires, spare = [row.clone() for row in rows], torch.empty_like(rows[0])
+def _sorted(rows: Tensors, ranks: range) -> list[torch.Tensor]:
+    """Return the values of these ranks in every column: `(m, b)` gives len(ranks) times `(b,)`."""
+    wires = list(rows)
     for i, j, low, high in network(len(wires), ranks):
         a, b = wires[i], wires[j]
-        if low and high:
-            torch.minimum(a, b, out=spare)
-            wires[i], wires[j], spare = spare, torch.maximum(a, b, out=b), a
-        elif low:
-            torch.minimum(a, b, out=a)
-        else:
-            torch.maximum(a, b, out=b)
+        if low:
+            wires[i] = torch.minimum(a, b)
+        if high:
+            wires[j] = torch.maximum(a, b)
     return [wires[rank] for rank in ranks]
 
 
-def _total(rows: Rows) -> torch.Tensor:
-    result = rows[0].clone()
-    for i in range(1, len(rows)):
-        result += rows[i]
-    return result
+def _total(rows: Tensors) -> Tensors:
+    """Add up the rows in their order."""
+    result = rows[0]
+    for row in rows[1:]:
+        result = result + row
+    return (result,)
 
 
-def _divide(values: torch.Tensor, divisor: int) -> torch.Tensor:
-    # CUDA multiplies by the reciprocal, with other bits, when the divisor is a Python number.
-    return values.div_(torch.full((), divisor, dtype=values.dtype, device=values.device))
+def _sign_of_signs(rows: Tensors) -> Tensors:
+    (total,) = _total([torch.sign(row) for row in rows])
+    return (torch.sign(total),)
 
 
-def _centre(ordered: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Average ordered values; rounding and overflow do not take the result out of their range."""
-    least, greatest = ordered[0], ordered[-1]
-    if len(ordered) == 1:
-        return least
-    if len(ordered) == 2:
+def _middle(rows: Tensors, ranks: range) -> Tensors:
+    """Return the least and the greatest value of these ranks, and with more than two their sum."""
+    ordered = _sorted(rows, ranks)
+    return ordered if len(ordered) <= 2 else (ordered[0], ordered[-1], *_total(ordered))
+
+
+def _centre(middle: Tensors, count: int) -> torch.Tensor:
+    """Average `count` values; rounding and overflow do not take the result out of their range."""
+    if count == 1:
+        return middle[0]
+    least, greatest, *total = middle
+    if not total:
         return least * 0.5 + greatest * 0.5
-    average = _divide(_total(ordered), len(ordered))
-    return torch.minimum(torch.maximum(average, least), greatest)
+    return torch.minimum(torch.maximum(_divide(total[0], count), least), greatest)
 
 
-def _mean_around(centre: torch.Tensor, ordered: list[torch.Tensor], kept: int) -> torch.Tensor:
-    """Average the `kept` values nearest to the centre, of ordered ones: see `host_kernels`."""
+def _total_around(tensors: Tensors, kept: int) -> Tensors:
+    """Add up the `kept` values nearest to the first tensor, of the others: see `host_kernels`."""
+    centre, *rows = tensors
+    ordered = _sorted(rows, range(len(rows)))
     chosen = []
     for rank in range(kept):
         nearest, *others = ordered[rank::kept]
         for other in others:
             nearest = torch.where(centre - nearest <= other - centre, nearest, other)
         chosen.append(nearest)
-    return mean(chosen)
+    return _total(chosen)
+
+
+def _divide(values: torch.Tensor, divisor: int) -> torch.Tensor:
+    # CUDA multiplies by the reciprocal, with other bits, when the divisor is a Python number.
+    return values / torch.full((), divisor, dtype=values.dtype, device=values.device)

@@ -4,10 +4,10 @@ import horovod.torch as hvd
 import torch
 
 from horovod_detox.frontend.context import Context
-from horovod_detox.torch.collectives import HorovodCollectives
 from horovod_detox.torch.conditions import conditions
+from horovod_detox.torch.main_memory import collectives
 
-context = Context(hvd, HorovodCollectives, conditions)
+context = Context(hvd, collectives, conditions)
 
 
 def seed_group(seed: int) -> None:

@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 
 from horovod_detox.arrays import device_digests  # noqa: E402
 from horovod_detox.vote.fingerprint import Fingerprints, slice_bounds  # noqa: E402
-from tests.fake_device import DeviceTensor, FakeDevice  # noqa: E402
 
 EVERY = 1 << 64
 HALF = 1 << 32
@@ -51,32 +50,33 @@ def on_host(slices, key=KEY):
     return [tuple(row) for row in digests.tolist()]
 
 
-def on_device(slices, most_words=1 << 20):
-    tensors = [torch.tensor(values, dtype=torch.int64) for values in slices]
-    digests = device_digests.digests(tensors, KEY, most_words)
-    return [tuple(row) for row in digests.tolist()]
+def on_device(slices, accelerator, most_words=1 << 20):
+    with accelerator.entered():
+        tensors = [accelerator.place(torch.tensor(v, dtype=torch.int64)) for v in slices]
+        digests = device_digests.digests(tensors, KEY, most_words)
+    return [tuple(row) for row in accelerator.values(digests).tolist()]
 
 
 @given(st.lists(words, min_size=1, max_size=6), st.integers(1, 3 * BLOCK))
-def test_a_digest_is_what_it_is_defined_as(slices, most_words):
+def test_a_digest_is_what_it_is_defined_as(accelerator, slices, most_words):
     expected = [definition(values) for values in slices]
     assert on_host(slices) == expected
-    assert on_device(slices, most_words) == expected
+    assert on_device(slices, accelerator, most_words) == expected
 
 
 @few_examples
 @given(st.lists(lengths, min_size=1, max_size=3), st.integers(0, 1000))
-def test_a_tree_is_what_it_is_defined_as(widths, seed):
+def test_a_tree_is_what_it_is_defined_as(accelerator, widths, seed):
     random = np.random.default_rng(seed)
     slices = [random.integers(LEAST, GREATEST, width).tolist() for width in widths]
     expected = [definition(values) for values in slices]
     assert on_host(slices) == expected
-    assert on_device(slices, most_words=3000) == expected
+    assert on_device(slices, accelerator, most_words=3000) == expected
 
 
 @pytest.mark.parametrize("width", [1, 3, BLOCK + 2])
-@pytest.mark.parametrize("digests", [on_host, on_device])
-def test_every_bit_of_a_word_counts(digests, width):
+@pytest.mark.parametrize("digests", [lambda slices, _: on_host(slices), on_device])
+def test_every_bit_of_a_word_counts(accelerator, digests, width):
     values = np.random.default_rng(0).integers(LEAST, GREATEST, width)
     copies = [values]
     for place in {0, 1, width - 2, width - 1} & set(range(width)):
@@ -84,7 +84,7 @@ def test_every_bit_of_a_word_counts(digests, width):
             flipped = values.copy()
             flipped.view(np.uint64)[place] ^= np.uint64(1 << bit)
             copies.append(flipped)
-    found = digests([copy.tolist() for copy in copies])
+    found = digests([copy.tolist() for copy in copies], accelerator)
     assert len(set(found)) == len(copies)
 
 
@@ -147,12 +147,12 @@ def test_a_glance_does_not_say_what_it_cannot_see():
     assert small.tolist() == [True, False, False, False]
 
 
-def test_fingerprints_on_a_device_are_those_in_main_memory():
+def test_fingerprints_on_a_device_are_those_in_main_memory(accelerator):
     values = np.random.default_rng(0).integers(LEAST, GREATEST, 3000)
     fingerprints = Fingerprints(bytes(32), 5)
     for parts in (1, 7, 150):
         bounds = slice_bounds(3000, parts)
-        with FakeDevice():
-            found = fingerprints.of(DeviceTensor(torch.from_numpy(values)), bounds)
+        with accelerator.entered():
+            found = fingerprints.of(accelerator.place(torch.from_numpy(values)), bounds)
         assert found.dtype == np.int64
         assert (found == fingerprints.of(values, bounds)).all()

@@ -94,19 +94,24 @@ def test_kernels_agree_with_their_definitions(n, width, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 12])
-def test_tensors_on_a_device_get_the_same_bits(n, dtype):
+def test_tensors_on_a_device_get_the_same_bits(n, dtype, accelerator):
     torch = pytest.importorskip("torch")
     from horovod_detox.arrays import device_kernels
 
     rows = draw(n, 1000, dtype=dtype)
     rows[:, :50] = np.round(rows[:, :50])
-    tensors = torch.from_numpy(rows)
+    with accelerator.entered():
+        tensors = accelerator.place(torch.from_numpy(rows.copy()))
+
+    def on_device(name, *args, **kwargs):
+        with accelerator.entered():
+            kwargs = {key: accelerator.place(torch.from_numpy(v)) for key, v in kwargs.items()}
+            return getattr(device_kernels, name)(tensors, *args, **kwargs)
 
     def check(name, *args, **kwargs):
         ours = getattr(host_kernels, name)(rows, *args, **kwargs)
-        kwargs = {key: torch.from_numpy(value) for key, value in kwargs.items()}
-        theirs = getattr(device_kernels, name)(tensors, *args, **kwargs)
-        assert bits(theirs.numpy() + 0) == bits(ours + 0), (name, args)
+        theirs = accelerator.values(on_device(name, *args, **kwargs)).numpy()
+        assert bits(theirs + 0) == bits(ours + 0), (name, args)
 
     check("mean")
     check("sign_majority")
@@ -115,10 +120,10 @@ def test_tensors_on_a_device_get_the_same_bits(n, dtype):
     for first in range((n - 1) // 2 + 1):
         check("trimmed_mean", range(first, n - first))
         check("trimmed_mean", range(first, n - first), max(1, n - 2 * first - 1))
-    assert bits(tensors.numpy()) == bits(rows)
+    assert bits(accelerator.values(tensors).numpy()) == bits(rows)
     np.testing.assert_allclose(
-        device_kernels.gram(tensors, tensors[0] * 3, None),
-        host_kernels.gram(rows, rows[0] * 3, None),
+        on_device("gram", reference=rows[0] * 3, centre=rows[0]),
+        host_kernels.gram(rows, rows[0] * 3, rows[0]),
         rtol=1e-11,
         atol=1e-9,
     )

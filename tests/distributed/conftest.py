@@ -42,6 +42,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests for jobs of another size, which have a job of their own, and for soaking.
 
+    Those of a GPU run on every size.
+
     Tests of join are the first: when a rank joins, Horovod crashes another that has never entered
     an operation in which all others were left, as by a test of timeouts.
     """
@@ -49,7 +51,8 @@ def pytest_collection_modifyitems(config, items):
     selected, deselected = [], []
     for item in items:
         marker = item.get_closest_marker("ranks")
-        fits = marker is None or SIZE in marker.args
+        on_gpu = config.getoption("device") != "none"
+        fits = on_gpu or marker is None or SIZE in marker.args
         fits = fits and ("SOAK" in os.environ or item.get_closest_marker("soak") is None)
         (selected if fits else deselected).append(item)
     items[:] = selected

@@ -1,7 +1,4 @@
-"""Gradients on an accelerator do not travel to main memory, whatever the rule and the exchange.
-
-The accelerator is a fake one, which counts what leaves it.
-"""
+"""Gradients on an accelerator do not travel to main memory, whatever the rule and the exchange."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +27,7 @@ torch = pytest.importorskip("torch")
 
 from horovod_detox.frontend.overlap import Overlap  # noqa: E402
 from horovod_detox.packing.torch import BF16, Signs, Uncompressed, packing_of  # noqa: E402
+from tests.accelerators import Accelerator, CopiesToHost  # noqa: E402
 from tests.fake_device import DEVICE, DeviceTensor, FakeDevice  # noqa: E402
 
 SETTINGS = Detox(group_size=1, one_round_bytes=0)
@@ -40,7 +38,7 @@ EXACT = {"mean", "median", "trimmed_mean", "meamed", "phocas", "sign_majority"}
 
 
 class Inline(Driver):
-    """Does everything at once: the fake device belongs to the thread that has entered it."""
+    """Does everything at once, in the thread that has entered the accelerator."""
 
     def submit(self, task):
         task()
@@ -52,7 +50,7 @@ class Inline(Driver):
 def train(
     width: int,
     detox: Detox,
-    on_device: bool,
+    accelerator: Accelerator | None,
     ranks: int,
     steps: int,
     compression: Any,
@@ -64,9 +62,9 @@ def train(
 
     def program(collectives):
         rng = np.random.default_rng(plan.groups.of(collectives.rank))
-        engine, device = Engine(plan, seam(collectives)), FakeDevice()
-        place = DeviceTensor if on_device else lambda tensor: tensor
-        with device if on_device else nullcontext():
+        engine = Engine(plan, seam(collectives))
+        place = accelerator.place if accelerator else lambda tensor: tensor
+        with accelerator.entered() if accelerator else nullcontext() as account:
             model = [
                 torch.nn.Parameter(place(torch.zeros(width))),
                 torch.nn.Parameter(place(torch.zeros(2, 5, dtype=torch.float64))),
@@ -86,15 +84,17 @@ def train(
                 else:
                     outcome = engine.exchange(packing.pack(), packing.layout, packing.update)
                     packing.unpack(outcome.update)
-        gradients = [parameter.grad for parameter in model]
-        if on_device:
-            gradients = [gradient.on_cpu for gradient in gradients]
-        return [g.numpy() for g in gradients], engine.ledger.report(), device.bytes_to_host
+        gradients: list[Any] = [parameter.grad for parameter in model]
+        if accelerator:
+            gradients = [accelerator.values(gradient) for gradient in gradients]
+        left = account.bytes_to_host if account else 0
+        return [g.numpy() for g in gradients], engine.ledger.report(), left
 
     return InProcessCluster(ranks).run(program)
 
 
 def check(
+    accelerator: Accelerator,
     detox: Detox,
     exact: bool = True,
     ranks: int = 4,
@@ -108,11 +108,11 @@ def check(
     Returns the report.
     """
     others = ranks, steps, compression, corrupt, seam
-    small = train(SMALL, detox, True, *others)
-    large = train(LARGE, detox, True, *others)
+    small = train(SMALL, detox, accelerator, *others)
+    large = train(LARGE, detox, accelerator, *others)
     for (_, _, few), (_, _, many) in zip(small, large, strict=True):
         assert 0 < many <= few + FLAGS
-    for ours, theirs in zip(large, train(LARGE, detox, False, *others), strict=True):
+    for ours, theirs in zip(large, train(LARGE, detox, None, *others), strict=True):
         assert ours[1] == theirs[1]
         for gradient, same, first in zip(ours[0], theirs[0], large[0][0], strict=True):
             assert gradient.tobytes() == first.tobytes()
@@ -123,12 +123,12 @@ def check(
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("rule", AGGREGATORS)
-def test_gradients_stay_on_the_device(rule, exchange):
+def test_gradients_stay_on_the_device(rule, exchange, accelerator):
     detox = replace(SETTINGS, outer=rule + PARAMETERS.get(rule, ""), exchange=exchange)
-    check(detox, exact=rule in EXACT)
+    check(accelerator, detox, exact=rule in EXACT)
 
 
-def test_repairs_accusations_and_lost_votes_stay_there():
+def test_repairs_accusations_and_lost_votes_stay_there(accelerator):
     """Rank 1 dissents, 4 sends what it did not fingerprint; groups 2 and 3 vote NaN and nothing."""
 
     def corrupt(rank, gradient):
@@ -142,7 +142,9 @@ def test_repairs_accusations_and_lost_votes_stay_there():
     def seam(collectives):
         return Tampering(collectives, lambda part: part ^ (collectives.rank == 4))
 
-    report = check(replace(SETTINGS, group_size=3), ranks=12, corrupt=corrupt, seam=seam)
+    report = check(
+        accelerator, replace(SETTINGS, group_size=3), ranks=12, corrupt=corrupt, seam=seam
+    )
     assert report.dissents == {1: 1, 4: 1}
     assert report.abstentions == {3: 1}
     assert report.non_finite == {2: 1}
@@ -162,24 +164,24 @@ def test_repairs_accusations_and_lost_votes_stay_there():
         ({"outer": "median", "tolerance": 1e-5, "group_size": 3}, {"ranks": 9}),
     ],
 )
-def test_every_other_way_stays_there(fields, arguments):
-    check(replace(SETTINGS, **fields), **arguments)
+def test_every_other_way_stays_there(fields, arguments, accelerator):
+    check(accelerator, replace(SETTINGS, **fields), **arguments)
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_parts_stay_there():
+def test_parts_stay_there(accelerator):
     """What leaves grows with the number of parts, so their length is that of the gradient."""
     parts = [replace(SETTINGS, overlap_bytes=4 * width) for width in (SMALL, LARGE)]
     nothing = (4, 2, Uncompressed, lambda rank, gradient: None, lambda seam: seam)
-    small = train(SMALL, parts[0], True, *nothing)
-    large = train(LARGE, parts[1], True, *nothing)
-    whole = train(LARGE, SETTINGS, False, *nothing)
+    small = train(SMALL, parts[0], accelerator, *nothing)
+    large = train(LARGE, parts[1], accelerator, *nothing)
+    whole = train(LARGE, SETTINGS, None, *nothing)
     assert [rank[2] for rank in small] == [rank[2] for rank in large]
     assert large[0][0][0].tobytes() == whole[0][0][0].tobytes()
 
 
 @pytest.mark.parametrize("hidden", ["digests", "bounds", "cast"])
-def test_a_hidden_copy_to_main_memory_is_found(hidden, monkeypatch):
+def test_a_hidden_copy_to_main_memory_is_found(hidden, accelerator, monkeypatch):
     """Show that the tests above can fail: the fingerprint of a CPU, and others."""
 
     def copying(self, array, *args, **kwargs):
@@ -191,7 +193,7 @@ def test_a_hidden_copy_to_main_memory_is_found(hidden, monkeypatch):
     original = getattr(TorchNamespace, hidden)
     monkeypatch.setattr(TorchNamespace, hidden, copying)
     with pytest.raises(AssertionError):
-        check(replace(SETTINGS, outer="median", group_size=2))
+        check(accelerator, replace(SETTINGS, outer="median", group_size=2))
 
 
 def test_the_fake_device_is_taken_for_one():
@@ -218,3 +220,16 @@ def test_the_fake_device_is_taken_for_one():
             np.asarray(tensor)
     with pytest.raises(RuntimeError, match="not entered"):
         tensor.add(1)
+
+
+def test_copies_from_a_gpu_are_counted_as_those_from_the_fake_device():
+    with FakeDevice() as fake, CopiesToHost(DEVICE) as counted:
+        tensor = DeviceTensor(torch.arange(10.0))
+        to_numpy(tensor)
+        assert tensor.sum().item() == 45
+        torch.zeros(10).copy_(tensor)
+        tensor.copy_(torch.zeros(10))
+        torch._foreach_copy_([torch.zeros(10), tensor], [tensor, torch.ones(10)])  # type: ignore[attr-defined]
+        torch.stack([torch.zeros(10), torch.ones(10)]).sum().item()
+        tensor.aminmax()[1].add(1)
+    assert counted.bytes_to_host == fake.bytes_to_host == 40 + 4 + 40 + 40

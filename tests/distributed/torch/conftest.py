@@ -15,6 +15,17 @@ if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     stock.init(process_sets="dynamic")
 
 
+@pytest.fixture(scope="session")
+def device(request):
+    """Return where models are that are to be on a GPU: with `--device cuda` there, else not."""
+    name = request.config.getoption("device")
+    if name == "none":
+        return torch.device("cpu")
+    index = stock.local_rank() % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device(name, index)
+
+
 @pytest.fixture
 def start(small_blocks):
     """Return a function that starts a new session of the job: `start(group_size=2, ...)`."""
