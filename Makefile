@@ -5,8 +5,11 @@ TORCH ?= 2.13.0
 TENSORFLOW ?= 2.21.0
 # MPI=1: Horovod with MPI beside Gloo; "make test-mpi" does so in an environment of its own.
 MPI ?=
-# The CUDA build of torch that "make check-nccl" builds Horovod for.
+# The CUDA build of torch that Horovod is built for with NCCL, where $(PYTHON) has none.
 NCCL_TORCH ?= 2.14.1
+# What a machine without network needs for the tests on a GPU, and its Python.
+GATHERED ?= build/gathered
+GATHERED_PYTHON ?= 3.12
 
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3; do \
@@ -50,7 +53,8 @@ image_options := --build-arg FRAMEWORKS="$(FRAMEWORKS)" --build-arg TORCH=$(TORC
     --build-arg TENSORFLOW=$(TENSORFLOW) $(IMAGE_OPTIONS)
 
 .PHONY: help setup demo demo-tf bench check test test-oldest one-process soak mutants test-hosts
-.PHONY: test-mpi mpi-job check-nccl lint docs format
+.PHONY: test-mpi mpi-job check-nccl gather test-gpu test-nccl bench-gpu gpu-environment
+.PHONY: lint docs format
 .PHONY: image image-test clean
 
 help:
@@ -66,6 +70,10 @@ help:
 	@echo "make test-hosts  test jobs on three hosts, made of namespaces (root, 2 minutes)"
 	@echo "make test-mpi    build Horovod with MPI in .venv-mpi and run tests of torch with it"
 	@echo "make check-nccl  build Horovod with NCCL in .venv-nccl (6 GB) and check what needs no GPU"
+	@echo "make test-gpu    run the tests of a device on a GPU, in one process without Horovod"
+	@echo "make test-nccl   build Horovod with NCCL and run jobs on 4 and 6 ranks on a GPU (or more)"
+	@echo "make bench-gpu   time rules, digests and packing on a GPU against copying its memory"
+	@echo "make gather      put what these three need into $(GATHERED), for a machine without network"
 	@echo "make lint     check style and types"
 	@echo "make docs     build the pages of docs/ as a site in build/docs; warnings are errors (seconds)"
 	@echo "make format   rewrite the code in the project's style"
@@ -161,6 +169,37 @@ check-nccl:
 	.venv-nccl/bin/python tools/build_horovod.py --nccl
 	.venv-nccl/bin/python tools/check_nccl.py
 
+# On a machine with a GPU. Without network it takes what `make gather` has put into a folder.
+gpu := .venv-gpu
+gathered := $(if $(wildcard $(GATHERED)),PIP_NO_INDEX=1 PIP_FIND_LINKS=$(abspath $(GATHERED)))
+on_gpu := LD_LIBRARY_PATH=$(abspath $(gpu)/driver):$$LD_LIBRARY_PATH OMP_NUM_THREADS=1
+gpu_tests := tests/arrays tests/exchange/test_on_a_device.py tests/exchange/test_on_a_stream.py
+gpu_job = $(on_gpu) timeout --foreground --kill-after=30 $(limit) $(gpu)/bin/horovodrun --gloo -np $(1) \
+    $(gpu)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread -W default -v \
+    --device cuda tests/distributed/torch/test_device.py
+
+gather:
+	$(PYTHON) tools/gather.py $(GATHERED) --python $(GATHERED_PYTHON)
+
+gpu-environment:
+	@$(PYTHON) tools/require_gpu.py
+	@$(PYTHON) tools/gpu_environment.py $(gpu) --torch $(NCCL_TORCH) --gathered $(GATHERED)
+
+test-gpu: gpu-environment
+	$(on_gpu) $(gpu)/bin/python -m pytest -W default --device cuda -rs $(gpu_tests)
+
+# NCCL carries the gradients; then Gloo does, through main memory. Each line tells that a step is done.
+test-nccl: gpu-environment
+	$(gathered) $(gpu)/bin/python tools/build_horovod.py --nccl
+	$(gpu)/bin/python tools/check_nccl.py
+	$(call gpu_job,4)
+	$(call gpu_job,6)
+	$(gathered) $(gpu)/bin/python tools/build_horovod.py
+	$(call gpu_job,4)
+
+bench-gpu: gpu-environment
+	$(on_gpu) $(gpu)/bin/python -m benchmarks.gpu
+
 lint: $(installed)
 	$(venv)/bin/ruff check
 	$(venv)/bin/ruff format --check
@@ -187,5 +226,5 @@ image-test:
 	$(PYTHON) tools/check_image.py $(image_options)
 
 clean:
-	rm -rf $(venv) .venv-mpi .venv-nccl .venv-oldest build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(venv) .venv-mpi .venv-nccl .venv-gpu .venv-oldest build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """Tensors on a GPU with a Horovod that was built without CUDA: they travel through main memory.
 
-Such a Horovod takes them, too, but it begins to send before the GPU has computed them: only a build
-with CUDA waits for what is queued on the stream.
+Such a Horovod has functions for them, which cannot end: "Requested device context manager with GPU
+device but not compiled with CUDA" is raised in its own thread. (Read in 0.28.1, not run.)
 """
 
 import logging
@@ -62,9 +62,8 @@ class ThroughMainMemory(HorovodCollectives):
             if self.rank == 0:
                 log.warning(
                     "Horovod was built without CUDA: gradients on a GPU are exchanged through main "
-                    "memory. Horovod's own operations may send a tensor before the GPU has "
-                    "computed it: give them tensors in main memory, or build Horovod with "
-                    "tools/build_horovod.py --nccl"
+                    "memory, and other operations of Horovod fail for tensors on a GPU. To build "
+                    "it with NCCL: tools/build_horovod.py --nccl"
                 )
         return words.cpu()
 
@@ -88,5 +87,10 @@ def _messages(messages: list[Message], device: torch.device) -> list[Message]:
 
 def collectives(scope: str, timeout: float, process_set: Any = hvd.global_process_set) -> Any:
     """Return the collectives that fit how this Horovod was built."""
-    kind = HorovodCollectives if hvd.cuda_built() or hvd.rocm_built() else ThroughMainMemory
+    kind = HorovodCollectives if takes_devices() else ThroughMainMemory
     return kind(scope, timeout, process_set)
+
+
+def takes_devices() -> bool:
+    """Return whether this Horovod can exchange tensors on a GPU."""
+    return bool(hvd.cuda_built() or hvd.rocm_built())

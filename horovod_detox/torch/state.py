@@ -6,6 +6,7 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
+from horovod_detox.torch.main_memory import takes_devices
 from horovod_detox.torch.replicas import holdings
 
 State = list[dict[str, Any]]
@@ -14,7 +15,7 @@ State = list[dict[str, Any]]
 
 @torch.no_grad()
 def broadcast_parameters(params: Any, root_rank: int) -> None:
-    """Overwrite tensors by the root's, whether they are contiguous or not.
+    """Overwrite tensors by the root's, whether they are contiguous or not, on a GPU or not.
 
     Args:
         params: a dict, as `model.state_dict()`, or a list, as `[*model.named_parameters()]`.
@@ -22,7 +23,8 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
     """
     pairs: Iterable[Any] = sorted(params.items()) if isinstance(params, Mapping) else params
     named = [pair if isinstance(pair, tuple) else (None, pair) for pair in pairs]
-    sent = [(name, tensor.contiguous()) for name, tensor in named]
+    reach = torch.Tensor.contiguous if takes_devices() else lambda tensor: tensor.contiguous().cpu()
+    sent = [(name, reach(tensor)) for name, tensor in named]
     hvd.broadcast_parameters(sent, root_rank)
     for (_, tensor), (_, received) in zip(named, sent, strict=True):
         if received is not tensor:

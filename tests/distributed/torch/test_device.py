@@ -11,7 +11,7 @@ import torch
 import horovod_detox.torch as hvd
 from horovod_detox import attacks
 from horovod_detox.torch.context import context
-from horovod_detox.torch.main_memory import ThroughMainMemory
+from horovod_detox.torch.main_memory import ThroughMainMemory, takes_devices
 from tests.distributed.torch.training import batch, digest, everywhere, model
 from tests.fake_device import DEVICE, DeviceTensor, FakeDevice
 
@@ -31,6 +31,7 @@ def groups(**settings):
 def train(device, steps=5, lag=False, scaled=False, overflow=None, network=None, **options):
     """Train on a device, and with `lag` on a stream that is late; return (model, scale)."""
     network = (network or model(normalize=False)).to(device)
+    hvd.broadcast_parameters(network.state_dict(), root_rank=0)
     stream = torch.cuda.Stream(device) if lag and device.type == "cuda" else None
     scaler = torch.amp.GradScaler(device.type, init_scale=1024.0, enabled=scaled)
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
@@ -122,7 +123,16 @@ def test_without_cuda_in_horovod_tensors_travel_through_main_memory(start):
     assert words.on_cpu.tolist() == expected[1]
 
 
+def test_without_cuda_in_horovod_parameters_are_broadcast_through_main_memory(start):
+    start(group_size=1)
+    if takes_devices():
+        pytest.skip("this Horovod takes tensors on a GPU")
+    with FakeDevice():
+        tensor = DeviceTensor(torch.full((3,), hvd.rank()))
+        hvd.broadcast_parameters([("w", tensor)], root_rank=2)
+    assert tensor.on_cpu.tolist() == [2, 2, 2]
+
+
 def test_the_collectives_fit_how_horovod_was_built(start):
     start(group_size=1)
-    built = hvd.cuda_built() or hvd.rocm_built()
-    assert isinstance(context.collectives("any"), ThroughMainMemory) != bool(built)
+    assert isinstance(context.collectives("any"), ThroughMainMemory) != takes_devices()
