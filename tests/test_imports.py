@@ -16,6 +16,7 @@ FRAMEWORKS = {"torch", "tensorflow", "horovod", "keras", "jax"}
 WITH_A_FRAMEWORK = {
     "horovod_detox.arrays.device_digests",
     "horovod_detox.arrays.device_kernels",
+    "horovod_detox.arrays.fused",
     "horovod_detox.cli.simulate",
     "horovod_detox.frontend.lost",
     "horovod_detox.frontend.verbs",

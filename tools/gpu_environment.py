@@ -59,10 +59,15 @@ def torch_that_is_here() -> Path | None:
 
 
 def see(python: Path, packages: Path) -> None:
-    """Let an environment see the packages in a folder, its own first."""
+    """Let an environment see the packages in a folder, and those of this Python, its own first.
+
+    Their .pth files count, too: one of setuptools brings distutils, which Horovod's build needs.
+    """
     command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     own = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    Path(own, "of_the_machine.pth").write_text(f"{packages}\n{sysconfig.get_path('purelib')}\n")
+    folders = dict.fromkeys([str(packages), sysconfig.get_path("purelib")])
+    lines = [f"import site; site.addsitedir({folder!r})\n" for folder in folders]
+    Path(own, "of_the_machine.pth").write_text("".join(lines))
 
 
 def link_driver(folder: Path) -> None:

@@ -21,7 +21,10 @@ def device(request):
     name = request.config.getoption("device")
     if name == "none":
         return torch.device("cpu")
-    index = stock.local_rank() % torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
+    if stock.local_size() > gpus:  # NCCL lets ranks share a GPU only if they are on several hosts
+        os.environ |= {"NCCL_HOSTID": f"rank {stock.rank()}", "NCCL_SOCKET_IFNAME": "lo"}
+    index = stock.local_rank() % gpus
     torch.cuda.set_device(index)
     return torch.device(name, index)
 
