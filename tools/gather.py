@@ -25,7 +25,7 @@ THERE = {"llvmlite", "numba", "numpy", "torch"}
 """What the machine must have: too large to be gathered, or a matter of its GPU."""
 TESTS = {"hypothesis", "pytest", "pytest-timeout"}
 """What the tests on a GPU need, of all that tests need."""
-HOROVOD_NEEDS = ("cloudpickle", "packaging", "psutil", "pyyaml")
+HOROVOD_NEEDS = ("cffi", "cloudpickle", "packaging", "psutil", "pyyaml")
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 
 
