@@ -18,13 +18,14 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.packing.layout import Layout
+from tests.attacks.scenes import ELSEWHERE
 
 RANKS, STEPS, WIDTH = 9, 8, 6
 LIARS = (1, 3, 8)  # one in each of the groups (0, 3, 6), (1, 4, 7), (2, 5, 8)
 LAYOUT = Layout((("weights", (WIDTH,), "float32"),))
 PARAMETERS = {"centered_clipping": "(radius=0.5)"}
 PAIRS = [*product(sorted(AGGREGATORS), EXCHANGES)]
-ATTACKS_ON_COPIES = sorted(ATTACKS.keys() - {"label_flip"})  # which acts on the data
+ATTACKS_ON_COPIES = sorted(ATTACKS.keys() - ELSEWHERE)
 CASES = [(*pair, name) for pair, name in zip(PAIRS, cycle(ATTACKS_ON_COPIES), strict=False)]
 """Every rule in every exchange, under the attacks in turn; in `make soak` under every attack."""
 if "SOAK" in os.environ:

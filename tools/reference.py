@@ -18,7 +18,7 @@ import docstrings
 from horovod_detox import Detox
 from horovod_detox.aggregators import AGGREGATORS, PRE_AGGREGATORS, Aggregator, Hierarchy, Mean
 from horovod_detox.aggregators.mixing import PreAggregator
-from horovod_detox.attacks import ATTACKS, Attack
+from horovod_detox.attacks import ATTACKS, Attack, FlipState
 from horovod_detox.registry import meanings
 
 ROOT = Path(__file__).parents[1]
@@ -197,6 +197,8 @@ def _bound(cls: type) -> str:
 def _kind(attack: type[Attack]) -> str:
     if attack.poisons:
         return "train on other labels"
+    if issubclass(attack, FlipState):
+        return "hold something else, independent of each other"
     sees = "see all honest gradients" if attack.omniscient else "see their own gradients"
     return sees if attack.colluding else f"{sees}, independent of each other"
 

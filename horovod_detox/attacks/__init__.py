@@ -18,6 +18,7 @@ from horovod_detox.attacks.omniscient import (
     OptimalALittleIsEnough,
     OptimalInnerProduct,
 )
+from horovod_detox.attacks.state import FlipState
 from horovod_detox.registry import build
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -41,6 +42,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "ulp": Ulp,
     "random": Random,
     "label_flip": LabelFlip,
+    "flip_state": FlipState,
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "BitFlip",
     "Constant",
     "FaultyRank",
+    "FlipState",
     "Gaussian",
     "Inf",
     "InnerProduct",

@@ -101,6 +101,11 @@ class Simulation:
         ]
         self._everyone = _RandomState(run.seed, self._device)
         self._attack = attacks.from_spec(run.attack) if run.attack else None
+        if isinstance(self._attack, attacks.FlipState):
+            raise ValueError(
+                f"attack = {run.attack!r}: no rank of a simulation holds anything by itself; have "
+                "it in a job: python -m horovod_detox --attack, or HOROVOD_DETOX_ATTACK"
+            )
         self._drills = (
             [CopyDrill(self._attack, rank, self.plan) for rank in range(run.ranks)]
             if self._attack

@@ -10,7 +10,7 @@ from horovod_detox.arrays.nh import WORDS
 from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.control import Control
 from horovod_detox.exchange.sharing import share
-from horovod_detox.replicas.replicas import Replicas
+from horovod_detox.replicas.replicas import Held, Replicas
 from horovod_detox.replicas.rescue import speakers, taken_over
 from horovod_detox.vote.fingerprint import Fingerprints
 from horovod_detox.vote.ledger import Ledger
@@ -46,6 +46,11 @@ class Upkeep:
         self._to_explain: dict[int, int] | None = None
         self._prepared: tuple[int, tuple[np.ndarray, bool]] = -1, (NOTHING, False)
         self._files = replicas.held.files.unconfirmed()
+
+    @property
+    def held(self) -> Held:
+        """Return what this rank holds."""
+        return self._replicas.held
 
     def tell(self, control: Control, step: int, fingerprints: Fingerprints) -> None:
         """Tell the others, with the record of an exchange, of what this rank holds, if it is due.

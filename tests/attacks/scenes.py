@@ -20,7 +20,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 
 
-REQUIRED = {"label_flip": {"num_classes": 10}}
+ELSEWHERE = {"label_flip", "flip_state"}
+"""They act on the data, or on what a rank holds, and send the gradient as it comes."""
+
+
+REQUIRED = {"label_flip": {"num_classes": 10}, "flip_state": {"of": "buffers"}}
 
 
 P = 9

@@ -34,6 +34,7 @@ from horovod_detox.attacks import (
 )
 from horovod_detox.vote.groups import Groups
 from tests.attacks.scenes import (
+    ELSEWHERE,
     REQUIRED,
     D,
     build,
@@ -59,7 +60,7 @@ def test_copy_differs_from_the_gradient_which_is_never_written(name, dtype):
     assert copy.shape == own.shape
     assert hamming(scene.own, own) == 0
     assert hamming(honest_of(scene), honest) == 0
-    if name == "label_flip":
+    if name in ELSEWHERE:
         assert hamming(copy, own) == 0
     else:
         assert hamming(copy, own) > 0
@@ -111,7 +112,7 @@ def test_colluders_of_a_group_agree_and_independent_faults_differ(name):
     if attack.colluding:
         assert hamming(sent(0), sent(1)) == 0
         assert hamming(sent(2), sent(3)) == 0
-    elif name != "bias":
+    elif name not in {"bias", *ELSEWHERE}:
         assert hamming(sent(0), sent(1)) > 0
     assert hamming(sent(0), sent(0)) == 0
 
@@ -217,6 +218,9 @@ def test_specs(text, attack):
         ("reverse(scal=3)@1", "scale"),
         ("reverse(scale=-3)@1", "not greater than 0"),
         ("label_flip@1", "num_classes"),
+        ("flip_state@1", r"flip_state\(of=...\)"),
+        ("flip_state(of=weights)@1", "'weights' is none of parameters, optimizer, buffers, random"),
+        ("flip_state(of=3)@1", "of 3 is none of parameters"),
     ],
 )
 def test_bad_specs(text, message):

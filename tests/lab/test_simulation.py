@@ -91,6 +91,11 @@ def test_vmap_refuses_statistics_of_batches() -> None:
         Simulation(read(None, **SMALL, model="resnet18", gradients="vmap"))
 
 
+def test_flips_of_what_a_rank_holds_need_a_job() -> None:
+    with pytest.raises(ValueError, match="no rank of a simulation holds anything by itself"):
+        Simulation(read(None, **SMALL, attack="flip_state(of=buffers)@1"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_as_in_the_paper(method: str) -> None:
     run = read(None, method, steps=2, global_batch=90, gradients="vmap", attack="constant@fixed:5")

@@ -159,6 +159,45 @@ def test_a_fault_is_named_and_healed(start, way, name, bad):
     assert report.abstentions == {}
 
 
+DRILLS = [
+    ("fit", "parameters", "state", 6),
+    ("fit", "optimizer", "state", 6),
+    ("fit", "buffers", "state", 6),
+    ("fit", "random/seed_generator", "random", 6),
+    ("function", "parameters", "state", 4),
+    ("eager", "buffers", "state", 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "of", "kind", "bad"),
+    [
+        pytest.param(way, of, kind, 0 if i % 2 else -1, marks=pytest.mark.ranks(ranks))
+        for i, (way, of, kind, ranks) in enumerate(DRILLS)
+    ],
+)
+def test_a_drill_flips_a_bit_that_is_named_and_healed(start, monkeypatch, way, of, kind, bad):
+    """Asked for from outside, as by who does not touch the script."""
+    expected = honest(start, way)
+    bad = range(hvd.size())[bad]
+    spec = f"flip_state(of={of!r}, steps=({WHEN}, {WHEN + 1}))@{bad}"
+    monkeypatch.setenv("HOROVOD_DETOX_ATTACK", spec)
+    state, report = train(start, way)
+    assert everywhere(state) == expected
+    (event,) = [event for event in report.events if event.ranks == (bad,) and event.cause]
+    assert (event.cause.kind, event.cause.is_healed) == (kind, True)
+    kind, _, part = of.partition("/")
+    assert any(name.startswith(kind) and part in name for name in event.cause.what)
+    assert WHEN <= event.step <= WHEN + SCRUB + 1
+    assert report.healed == {bad: 1}
+
+
+def test_a_drill_that_strikes_nothing_is_refused(start, monkeypatch):
+    monkeypatch.setenv("HOROVOD_DETOX_ATTACK", "flip_state(of='buffers/nothing')@0")
+    with pytest.raises(ValueError, match="no buffers/nothing is held; there is buffers/"):
+        train(start, "function")
+
+
 def test_other_data_do_not_count_against_a_machine(start):
     expected = honest(start, "function")
     assert expected

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import horovod_detox.torch as hvd
+from horovod_detox.attacks import FlipState
 
 from .training import everywhere
 
@@ -67,14 +68,16 @@ def states_of(network, optimizer):
     return hashlib.sha256(bits + repr(options).encode()).hexdigest()
 
 
-def train(start, fault=None, bad=(), lies=(), change_batch=None, **more):
+def train(start, fault=None, bad=(), lies=(), change_batch=None, attack=None, **more):
     """Train with a fault in one step, lies in later ones; return digest and report."""
     start(group_size=4 if hvd.size() == 4 else 3, outer="mean", scrub_every=SCRUB, **more)
     torch.manual_seed(3)
     network = Network()
     hvd.broadcast_parameters(network.state_dict(), root_rank=0)
     optimizer = hvd.DistributedOptimizer(
-        torch.optim.Adam(network.parameters(), lr=0.01), network.named_parameters()
+        torch.optim.Adam(network.parameters(), lr=0.01),
+        network.named_parameters(),
+        attack=attack,
     )
     hvd.seed_group(5)
     tokens = torch.arange(8 * STEPS).reshape(8 * STEPS) % 7
@@ -122,6 +125,44 @@ def test_a_fault_is_named_and_healed(start, name, bad):
     assert report.causes[lies[0]] == {"compute": STEPS - 1 - WHEN - SCRUB}
     assert report.abstentions == {}
     assert sum(report.dissents.get(rank, 0) for rank in range(hvd.size()) if rank != lies[0]) <= 1
+
+
+DRILLS = {
+    "parameters/first.weight": ("state", 0),
+    "optimizer": ("state", -1),
+    "optimizer/first.weight.exp_avg_sq": ("state", 0),
+    "buffers/norm.running_mean": ("state", -1),
+    "random/torch": ("random", 0),
+}
+"""What is struck: the cause that is told, and the rank."""
+
+
+@pytest.mark.parametrize("of", DRILLS)
+def test_a_drill_flips_a_bit_that_is_named_and_healed(start, of):
+    expected = honest(start)
+    kind, bad = DRILLS[of]
+    bad = range(hvd.size())[bad]
+    attack = FlipState(of=of, ranks=(bad,), steps=(WHEN, WHEN + 1))
+    state, report = train(start, attack=attack)
+    assert everywhere(state) == expected
+    (event,) = [event for event in report.events if event.ranks == (bad,) and event.cause]
+    assert (event.cause.kind, event.cause.is_healed) == (kind, True)
+    assert any(name.startswith(of) for name in event.cause.what)
+    assert WHEN <= event.step <= WHEN + SCRUB
+    assert report.healed == {bad: 1}
+
+
+@pytest.mark.parametrize(
+    ("of", "more", "message"),
+    [
+        ("buffers/nor.running_mean", {}, "no buffers/nor.running_mean is held; there is buffers/"),
+        ("buffers", {"tolerance": 1e-5}, "nobody compares what ranks hold here"),
+    ],
+    ids=["name", "tolerance"],
+)
+def test_a_drill_that_strikes_nothing_is_refused(start, of, more, message):
+    with pytest.raises(ValueError, match=message):
+        train(start, attack=FlipState(of=of, ranks=(0,)), **more)
 
 
 def other_labels(inputs, labels):
