@@ -14,7 +14,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from horovod_detox.planning.advice import advise, percent
+from horovod_detox.config import Detox
+from horovod_detox.planning.advice import advise, chance, percent
 from horovod_detox.planning.comparison import (
     Candidate,
     Comparison,
@@ -23,6 +24,7 @@ from horovod_detox.planning.comparison import (
     Redundancy,
     compare,
 )
+from horovod_detox.planning.transients import Endurance, Faults
 
 WIDTH = 80
 """Columns of the output when it is no terminal; all tables fit into them."""
@@ -67,6 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOSTS",
         help="number of hosts, or their ranks as for horovodrun: a:8,b:8",
     )
+    add(
+        "--fault-rate",
+        type=float,
+        metavar="X",
+        help="chance that a fault that comes and goes hits a rank in a step; with --steps",
+    )
+    add("--steps", type=int, metavar="N", help="steps of the job; with --fault-rate")
+    add(
+        "--scrub-every",
+        type=int,
+        default=Detox.scrub_every,
+        metavar="N",
+        help=f"steps after which ranks compare what they hold (default: {Detox.scrub_every})",
+    )
     add("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -80,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         args.bytes_per_parameter,
         args.batch_size,
         hosts,
+        parse_faults(args.fault_rate, args.steps, args.scrub_every),
     )
     comparison = compare(job)
     if args.json:
@@ -109,6 +126,19 @@ def parse_hosts(text: str, ranks: int) -> tuple[str, ...]:
             raise ValueError(f"hosts = {text!r} is neither a number nor a list such as a:8,b:8")
         hosts += [name] * int(slots)
     return tuple(hosts)
+
+
+def parse_faults(rate: float | None, steps: int | None, scrub_every: int) -> Faults | None:
+    """Return the faults that come and go; None: they were not asked for.
+
+    Raises:
+        ValueError: when one is given without the other, or out of bounds.
+    """
+    if rate is None and steps is None:
+        return None
+    if rate is None or steps is None:
+        raise ValueError("--fault-rate and --steps belong together: give both")
+    return Faults(rate, steps, scrub_every)
 
 
 def _print(comparison: Comparison) -> None:
@@ -211,13 +241,47 @@ def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
             map(_host_row, comparison.host_losses),
         )
 
+    if job.faults is not None:
+        yield _endurance_sheet(comparison.endurances, job.faults, job.ranks)
+
+
+def _endurance_sheet(endurances: Sequence[Endurance], faults: Faults, ranks: int) -> _Sheet:
+    expected = ranks * faults.steps * faults.rate
+    return _Sheet(
+        f"What faults that come and go do in {faults.steps:g} steps: {expected:.2g} are expected",
+        ["r", "groups", "they stay", f"healed in {faults.scrub_every}", "healed at once"],
+        map(_endurance_row, endurances),
+        [
+            f"Each rank is hit with a chance of {faults.rate:g} in a step. How likely it is that "
+            "some group is without a majority of right members at some time: if they stay, as "
+            f"where nobody compares; if what is hit is healed within {faults.scrub_every} steps, "
+            "as what shows in no gradient; if at once, as what shows. all: weights and optimizer "
+            "state, which all ranks decide on."
+        ],
+    )
+
+
+def _endurance_row(each: Endurance) -> Sequence[object]:
+    return (
+        each.group_size or "all",
+        _sizes(each.sizes),
+        *(
+            "-" if share is None else chance(share)
+            for share in (each.stay, each.within_scrub, each.at_once)
+        ),
+    )
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{n} of {size}" for size, n in sorted(Counter(sizes).items()))
+
 
 def _capture_row(redundancy: Redundancy) -> Sequence[object]:
     groups = len(redundancy.sizes)
     likely = [(c, share) for c, share in enumerate(redundancy.captured) if share >= LEAST_SHARE]
     return (
         redundancy.group_size,
-        ", ".join(f"{n} of {size}" for size, n in sorted(Counter(redundancy.sizes).items())),
+        _sizes(redundancy.sizes),
         redundancy.captured_at_worst,
         ", ".join(f"{c}: {percent(share)}" for c, share in likely),
         f"{redundancy.bad_votes:.2g} ({percent(redundancy.bad_votes / groups)})",

@@ -7,6 +7,9 @@ from horovod_detox.config import Detox
 from horovod_detox.planning.comparison import Candidate, Comparison, HostLoss, Job, Redundancy
 from horovod_detox.vote.groups import form_groups
 
+LEAST_CHANCE = 1e-15
+"""What is less likely is not told apart."""
+
 
 def advise(comparison: Comparison) -> tuple[str, ...]:
     """Return what to choose for a job, the recommendation first.
@@ -16,7 +19,11 @@ def advise(comparison: Comparison) -> tuple[str, ...]:
     ...     print(sentence)
     2 faulty ranks of 4 are no minority: no setting can tell who is right. Start at least 5 ranks.
     """
-    return (*_about_ranks(comparison), *_about_hosts(comparison.host_losses, comparison.job))
+    return (
+        *_about_ranks(comparison),
+        *_about_faults(comparison),
+        *_about_hosts(comparison.host_losses, comparison.job),
+    )
 
 
 def percent(share: float) -> str:
@@ -30,6 +37,17 @@ def percent(share: float) -> str:
     if share < 0.0005:
         return "<0.1 %"
     return ">99.9 %" if share >= 0.9995 else f"{100 * share:.1f} %"
+
+
+def chance(share: float) -> str:
+    """Write a probability that may be small.
+
+    >>> chance(0.321), chance(4.5e-5), chance(1e-40), chance(0.0)
+    ('32.1 %', '1 in 2.2e+04', '<1 in 1e+15', '0 %')
+    """
+    if 0 < share < LEAST_CHANCE:
+        return f"<1 in {1 / LEAST_CHANCE:.0g}"
+    return f"1 in {1 / share:.2g}" if 0 < share < 0.001 else percent(share)
 
 
 def _about_ranks(comparison: Comparison) -> Iterator[str]:
@@ -62,6 +80,12 @@ def _nothing_to_tolerate(comparison: Comparison) -> str:
     sentence = (
         "You do not need DETOX: without a faulty rank, Horovod's allreduce gives the same mean."
     )
+    if comparison.job.faults is not None and comparison.job.faults.rate:
+        sentence = (
+            "No rank is faulty for good, and faults that come and go, if there are any, go "
+            "unnoticed with Horovod's allreduce: in some step of "
+            f"{chance(comparison.endurances[0].stay)} of such jobs."
+        )
     plain, *rest = comparison.redundancies
     if not rest:
         return sentence
@@ -71,6 +95,21 @@ def _nothing_to_tolerate(comparison: Comparison) -> str:
         "compute. They would be exact for 1 faulty rank anywhere, and name it: plan for "
         "byzantine = 1 if a silent fault would cost more."
     )
+
+
+def _about_faults(comparison: Comparison) -> Iterator[str]:
+    """Say what healing is worth in the smallest groups that vote."""
+    faults = comparison.job.faults
+    for each in comparison.endurances:
+        if faults is None or each.group_size is None or each.within_scrub is None:
+            continue
+        yield (
+            f"With group_size={each.group_size}, faults that come and go cost some group its "
+            f"majority with a chance of {chance(each.stay)} if they stay, of "
+            f"{chance(each.within_scrub)} if they are healed within scrub_every="
+            f"{faults.scrub_every} steps, and of {chance(each.at_once or 0)} if at once."
+        )
+        return
 
 
 def _bounded(comparison: Comparison, fitting: Sequence[Candidate]) -> str:

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from horovod_detox.config import Detox
 from horovod_detox.planning.capture import Lost, lost_at_random, stands, worst_host
+from horovod_detox.planning.transients import Endurance, Faults, endurance
 from horovod_detox.vote.capture import faulty_votes
 from horovod_detox.vote.groups import Groups, form_groups
 
@@ -43,6 +44,7 @@ class Job:
         bytes_per_parameter: bytes of each of them.
         batch_size: b, the samples that a rank computes in a step.
         hosts: the host of each rank; None: not known.
+        faults: that come and go, beside the faulty ranks; None: not asked for.
 
     Raises:
         ValueError: naming the field, its value and its bound.
@@ -54,6 +56,7 @@ class Job:
     bytes_per_parameter: int = 4
     batch_size: int = 32
     hosts: tuple[str, ...] | None = None
+    faults: Faults | None = None
 
     def __post_init__(self) -> None:
         for field in ("ranks", "parameters", "bytes_per_parameter", "batch_size"):
@@ -169,6 +172,7 @@ class Comparison:
     redundancies: tuple[Redundancy, ...]
     candidates: tuple[Candidate, ...]
     host_losses: tuple[HostLoss, ...]
+    endurances: tuple[Endurance, ...] = ()
 
 
 def compare(job: Job) -> Comparison:
@@ -178,7 +182,7 @@ def compare(job: Job) -> Comparison:
     >>> [f"{share:.1%}" for share in comparison.redundancies[1].captured]
     ['59.7%', '37.2%', '3.1%']
     """
-    redundancies, candidates, host_losses = [], [], []
+    redundancies, candidates, host_losses, endurances = [], [], [], []
     for group_size in group_sizes(job):
         groups = form_groups(job.ranks, group_size)
         lost = lost_at_random([*map(len, groups.members)], job.byzantine)
@@ -186,7 +190,13 @@ def compare(job: Job) -> Comparison:
         choices = _choices(job, group_size, groups)
         candidates += [_candidate(detox, groups, job.byzantine, lost) for detox in choices]
         host_losses += _host_losses(job, group_size, choices)
-    return Comparison(job, tuple(redundancies), tuple(candidates), tuple(host_losses))
+        if job.faults is not None:
+            endurances.append(endurance(job.faults, groups, group_size))
+    if job.faults is not None and job.ranks > 2:
+        endurances.append(endurance(job.faults, form_groups(job.ranks, 1), None))
+    return Comparison(
+        job, tuple(redundancies), tuple(candidates), tuple(host_losses), tuple(endurances)
+    )
 
 
 def group_sizes(job: Job) -> list[int]:

@@ -18,6 +18,7 @@ from horovod_detox.planning.comparison import Job, compare
 from horovod_detox.remedies import REMEDIES
 
 ROOT = Path(__file__).parents[2]
+FAULTS = "plan --ranks 4 --byzantine 1"
 DOCUMENTATION = (ROOT / "docs" / "planning.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -73,10 +74,21 @@ def test_the_documentation_shows_what_is_printed(capsys, monkeypatch):
         assert capsys.readouterr().out.strip() == output.strip()
 
 
+def test_the_documentation_shows_what_is_printed_of_faults(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    found = re.search(
+        r"`horovod-detox (plan [^`]*--steps[^`]*)`[^`]*```text\n(.*?)```", DOCUMENTATION, re.S
+    )
+    assert found is not None
+    assert main(found[1].split()) == 0
+    assert found[2] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_tables_fit_into_a_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert main(["plan", "--ranks", "45", "--byzantine", "5", "--hosts", "a:23,b:22"]) == 0
+    faults = ["--fault-rate", "1e-7", "--steps", "1000000"]
+    assert main(["plan", "--ranks", "45", "--byzantine", "5", "--hosts", "a:23,b:22", *faults]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     assert not any(line.endswith(" ") for line in lines)
@@ -114,6 +126,11 @@ def test_a_module_of_no_extra_is_a_bug_and_raises(monkeypatch):
         ("plan --ranks 4 --byzantine 1 --hosts :4", "plan: hosts = ':4' is neither a number"),
         ("plan --ranks 4 --byzantine 1 --hosts a:2,b:3", "plan: the hosts have 5 slots for 4"),
         ("plan --ranks 4 --byzantine 1 --hosts 5", "plan: hosts = 5: there must be from 1 to 4"),
+        ("plan --ranks 4 --byzantine 1 --steps 9", "plan: --fault-rate and --steps belong toget"),
+        ("plan --ranks 4 --byzantine 1 --fault-rate 0.1", "--fault-rate and --steps belong toge"),
+        (f"{FAULTS} --fault-rate 1 --steps 9", "plan: fault_rate = 1.0: it must be a chance, from"),
+        (f"{FAULTS} --fault-rate 0.1 --steps 0", "plan: steps = 0: it must be at least 1"),
+        (f"{FAULTS} --fault-rate 0.1 --steps 9 --scrub-every 0", "plan: scrub_every = 0: it must"),
         ("plan --ranks 4 --byzantine 1 --hosts 0", "plan: hosts = 0: there must be from 1 to 4"),
     ],
 )
