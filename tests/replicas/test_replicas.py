@@ -124,6 +124,20 @@ def test_half_of_all_ranks_are_no_majority():
     assert (found.drifts, found.undecided) == ({}, {"parameters/x": tuple(range(6))})
 
 
+def test_what_most_hold_is_taken_for_right():
+    """Nobody knows better: the one that was right gets what two others hold."""
+    holders, (found, after) = compare(THREES, at([3, 4], "buffers/x"))
+    assert (list(found.drifts), found.undecided) == ([5], {})
+    assert [int(holder.held["buffers/x"][1]) for holder in holders] == [1, 1, 1, 7, 7, 7]
+    assert (after.drifts, after.undecided) == ({}, {})
+
+
+@pytest.mark.parametrize("key", ["parameters/x", "buffers/x"])
+def test_what_all_hold_is_taken_for_right(key):
+    _, (found, _) = compare(THREES, at(range(6), key))
+    assert (found.drifts, found.undecided) == ({}, {})
+
+
 def test_a_donor_that_sends_something_else_is_caught():
     """It was good when it was digested: the next donor heals, and it has written nothing."""
     wrong = np.full(5, 13)
