@@ -64,6 +64,7 @@ class Upkeep:
             self.prepare(step, fingerprints)
         if self._files:
             control.tell_of_files()
+        self.held.files.begin()
         of_step, told = self._prepared
         if of_step == step:
             self._latest = step
@@ -129,6 +130,7 @@ class Upkeep:
     def scrub(self, step: int, fingerprints: Fingerprints) -> None:
         """Compare what ranks hold alike, and heal it; all ranks come here together."""
         self._ledger.note(step, self._compare(fingerprints))
+        self.held.files.confirm()
 
     def _look_later(self, fingerprints: Fingerprints) -> None:
         explained, self._to_explain = self._to_explain, None

@@ -71,6 +71,10 @@ class Holdings:
         self._shown = [reference for reference, variable in alive if variable is not None]
         return [variable for _, variable in alive if variable is not None]
 
+    def hold_some_of(self, variables: Iterable[Any]) -> bool:
+        """Return whether one of these is looked after, as far as the script has shown it."""
+        return not {id(native(each)) for each in variables}.isdisjoint(map(id, self.variables()))
+
 
 holdings = Holdings()
 """Those of this process."""
@@ -110,7 +114,7 @@ def held(
         models: returns those that train with it.
     """
 
-    note_saves()
+    note_saves(holdings.hold_some_of)
     remember_batches()
 
     def pieces() -> list[Piece]:

@@ -165,7 +165,7 @@ class Holdings:
 
     def hold(self, named: Iterable[tuple[str | None, torch.Tensor]]) -> None:
         """Look after tensors that are the same on all ranks, as they were just broadcast."""
-        places = {held.place for held in self._held.values() if held.tensor() is not None}
+        places = self._places()
         for i, (given, tensor) in enumerate(named):
             if not _is_plain(tensor) or _place(tensor) in places:
                 continue
@@ -231,6 +231,17 @@ class Holdings:
                 lambda: words_of(torch.cuda.get_rng_state()),
                 lambda words: torch.cuda.set_rng_state(words.view(torch.uint8)),
             )
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is in the place of one that is trained or looked after."""
+        if not _is_plain(tensor):
+            return False
+        trained = {_place(p) for each in self.trained for p in _parameters(each)}
+        return _place(tensor) in trained | self._places()
+
+    def _places(self) -> set[tuple[int, int]]:
+        """Return where what is held lies."""
+        return {held.place for held in self._held.values() if held.tensor() is not None}
 
     def digest_of_batches(self) -> np.ndarray | None:
         """Return a digest of what data loaders have handed out; None: nothing."""

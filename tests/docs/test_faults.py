@@ -80,6 +80,12 @@ def test_every_row_names_a_test_that_exists():
     assert [row[-1] for row in rows() if not exists(row[-1])] == []
 
 
+def test_the_line_at_the_end_is_quoted_as_it_is():
+    text = (ROOT / "horovod_detox" / "replicas" / "files.py").read_text()
+    said = "".join(re.findall(r'"(saved after[^"]*)"\n\s*"([^"]*)"', text)[0])
+    assert f"`{said % 'checkpoint.pt'}`" in TABLE
+
+
 def test_what_is_quoted_is_what_the_log_says(caplog):
     with caplog.at_level(logging.WARNING, logger="horovod_detox"):
         say_all()

@@ -1,7 +1,10 @@
 """Files that hold the wrong state of one rank lose their names, and all ranks are told."""
 
+import atexit
 import io
+import logging
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -113,3 +116,79 @@ def test_a_file_of_before_the_last_comparison_is_right(tmp_path):
     cause: Any = event.cause
     assert (event.kind, event.step, cause.files) == ("dissent", 7, ())
     assert os.listdir(tmp_path) == ["right"]
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Return what is to be done at the end of the process, and is not."""
+    found = []
+    monkeypatch.setattr(atexit, "register", found.append)
+    return found
+
+
+def told(files, caplog):
+    """Return what is said at the end of the process."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="horovod_detox"):
+        files._tell_of_late()
+    return caplog.messages
+
+
+def test_what_nobody_compares_is_told_at_the_end(tmp_path, caplog, monkeypatch, ends):
+    files = Files()
+    reader = files.unconfirmed()
+    files.begin()
+    files.note(write(tmp_path / "new"), is_held=True)
+    os.replace(tmp_path / "new", tmp_path / "checkpoint")
+    assert told(files, caplog) == [
+        f"saved after the last exchange, and compared with no other rank: {tmp_path}/checkpoint "
+        "(call hvd.scrub() on all ranks before, or behind it)"
+    ]
+    assert ends == [files._tell_of_late]
+    assert reader
+    monkeypatch.setattr(sys, "last_value", ValueError(), raising=False)
+    assert told(files, caplog) == []
+
+
+def saved(files, path, target=None):
+    files.note(write(path) if target is None else target, is_held=True)
+
+
+QUIET = {
+    "an exchange follows": lambda files, path: (saved(files, path), files.begin()),
+    "hvd.scrub() follows": lambda files, path: (saved(files, path), files.confirm()),
+    "hvd.scrub() was before": lambda files, path: (files.confirm(), saved(files, path)),
+    "something else": lambda files, path: files.note(write(path)),
+    "no file": lambda files, path: saved(files, path, io.BytesIO()),
+    "removed": lambda files, path: (saved(files, path), os.remove(path)),
+}
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("what", QUIET)
+def test_what_was_compared_or_cannot_be_is_not_told(tmp_path, caplog, what):
+    files = Files()
+    reader = files.unconfirmed()
+    files.begin()
+    QUIET[what](files, tmp_path / "file")
+    assert told(files, caplog) == []
+    files.begin()
+    saved(files, tmp_path / "file")
+    assert len(told(files, caplog)) == 1
+    assert reader
+
+
+def test_where_nobody_compares_nothing_is_told(tmp_path, caplog):
+    files = Files()
+    saved(files, tmp_path / "file")
+    assert told(files, caplog) == []
+
+
+@pytest.mark.usefixtures("ends")
+def test_exchanges_are_seen(tmp_path, caplog):
+    def fault(step: int, holder: Any):
+        if step in (8, 11) and holder.rank == 0:
+            holder.files.note(write(tmp_path / str(step)), is_held=True)
+
+    results = exchanges(12, every=0, fault=fault)
+    assert told(results[0][0].files, caplog) == []  # both were before the last exchange

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import horovod_detox.tensorflow as hvd
 import horovod_detox.tensorflow.keras as hvdk
+from horovod_detox.tensorflow.saving import files
 
 from .training import everywhere
 
@@ -330,6 +331,34 @@ SAVERS = {
         path.removesuffix(".index")
     ),
 }
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
+@pytest.mark.parametrize("name", SAVERS)
+def test_what_is_compared_with_nobody_is_told_at_the_end(start, tmp_path, caplog, name):
+    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    model, other = network(), keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+    hvd.broadcast_variables(model.variables, root_rank=0)
+    hvd.seed_group(5, model)
+    optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
+    told = []
+
+    def look(model, label):
+        if hvd.rank() == 0:
+            SAVERS[name](model, str(tmp_path / f"{label} {name}"))
+        caplog.clear()
+        files._tell_of_late()
+        told.append(f"{label} {name}" in caplog.text)
+
+    for _ in range(2):
+        optimizer.apply(
+            [tf.ones(v.shape) for v in model.trainable_variables], model.trainable_variables
+        )
+        look(other, "other")
+        look(model, "first")
+    hvd.scrub()
+    look(model, "second")
+    assert everywhere(told) == [[False, True] * 2 + [False]] + [[False] * 5] * (hvd.size() - 1)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5

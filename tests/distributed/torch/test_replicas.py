@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import horovod_detox.torch as hvd
 from horovod_detox.attacks import FlipState
+from horovod_detox.torch.saving import files
 
 from .training import everywhere
 
@@ -295,6 +296,39 @@ def test_a_checkpoint_with_a_flipped_bit_loses_its_name(start, tmp_path, bad):
     assert (event.step, event.kind, event.ranks) == (5, "drift", (bad,))
     assert event.cause.what[0].startswith("buffers/norm.running_var")
     assert event.cause.files == (everywhere(wrong)[bad],)
+
+
+def test_a_checkpoint_that_is_compared_with_nobody_is_told_at_the_end(start, tmp_path, caplog):
+    """On the rank that has saved it; not what was compared, and not what is no state."""
+    start(group_size=4 if hvd.size() == 4 else 3, outer="mean")
+    network = Network()
+    hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(network.parameters(), 0.1))
+    hvd.seed_group(5)
+    told = []
+
+    def look(name=None, saved=None):
+        if name and hvd.rank() == 0:
+            torch.save(saved or {"model": network.state_dict()}, tmp_path / name)
+        caplog.clear()
+        files._tell_of_late()
+        told.append([name for name in ("first", "second", "third") if name in caplog.text])
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.arange(8) % 7).mean().backward()
+        optimizer.step()
+        look("loss", [torch.zeros(1), 0.5])
+        look("first")
+    hvd.scrub()
+    look("second")
+    optimizer.zero_grad()
+    network(torch.arange(8) % 7).mean().backward()
+    look()
+    look("third", network)
+    assert everywhere(told)[0] == [[], ["first"]] * 3 + [[], [], ["third"]]
+    assert everywhere(told)[1:] == [[[]] * 9] * (hvd.size() - 1)
+    files.begin()
 
 
 @pytest.mark.ranks(6)
