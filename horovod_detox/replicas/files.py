@@ -125,6 +125,6 @@ class Files:
         if names and getattr(sys, "last_value", None) is None:
             log.warning(
                 "saved after the last exchange, and compared with no other rank: %s (call "
-                "hvd.scrub() on all ranks before, or behind it)",
+                "hvd.scrub() on all ranks before or after saving)",
                 names,
             )

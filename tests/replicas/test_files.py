@@ -142,7 +142,7 @@ def test_what_nobody_compares_is_told_at_the_end(tmp_path, caplog, monkeypatch, 
     os.replace(tmp_path / "new", tmp_path / "checkpoint")
     assert told(files, caplog) == [
         f"saved after the last exchange, and compared with no other rank: {tmp_path}/checkpoint "
-        "(call hvd.scrub() on all ranks before, or behind it)"
+        "(call hvd.scrub() on all ranks before or after saving)"
     ]
     assert ends == [files._tell_of_late]
     assert reader
