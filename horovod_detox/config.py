@@ -25,41 +25,41 @@ class Detox:
         group_size: r, the ranks that compute the same batch; 1 is plain robust aggregation.
         inner: aggregator inside each bucket of votes (A0 in the paper), a name or an object.
         outer: aggregator of the bucket results (A1 in the paper), a name or an object.
-        buckets: number of buckets; None: every vote its own.
-        num_byzantine: q, the faulty ranks to be prepared for, wherever they are: the aggregators
-            must tolerate what these capture, also where others tie a group; None: as many as the
-            aggregators can tolerate.
-        max_skipped_steps: how many steps in a row may be skipped on all ranks because too few votes
-            are left; then the job ends. 0: it ends at the first such step.
+        buckets: number of buckets; None: one for every vote.
+        num_byzantine: q, the number of faulty ranks to be prepared for: the aggregators must
+            tolerate all groups that q ranks can capture or tie, wherever these ranks are. None: as
+            many as the aggregators can tolerate.
+        max_skipped_steps: how many steps in a row all ranks may skip because too few votes are
+            left, before the job ends. 0: it ends at the first such step.
         placement: `spread` puts the members of a group on different hosts, `packed` on the same
             host, `random` deals them by `seed`.
-        timeout: seconds to wait for a rank that stands still, in an exchange or in any collective
-            of Horovod; for one that is at work, three times as long.
-        preflight: whether the first exchange of an optimizer also compares what may change bits
-            between ranks: a job whose honest ranks would be accused is refused; with a faulty
-            rank alone it goes on.
+        timeout: seconds to wait for a rank that makes no progress, in an exchange or in any
+            collective of Horovod; for a rank that is at work, three times as long.
+        preflight: whether the first exchange of an optimizer also compares what may make ranks
+            compute different bits. If honest ranks would be accused, the job ends; if only a faulty
+            rank differs, it goes on.
         momentum: beta; the aggregators get the running mean `m <- beta m + (1 - beta) v` of each
             group's votes v, so that a lie cannot hide in the noise of single steps (Karimireddy,
-            He, Jaggi, ICML 2021), in place of the optimizer's own. The owner of a slice keeps them
-            for all: with `witnesses=2` one whose means go wrong is named. 0: the votes themselves.
+            He, Jaggi, ICML 2021). Use it instead of the optimizer's own momentum. With
+            `witnesses=2` a rank that computes a wrong mean is named. 0: the votes themselves.
         tolerance: for jobs whose honest ranks cannot compute the same bits: copies of a group agree
-            when they are this close, relative to their lengths. This is a weaker promise, see
-            docs/tolerance.md (`sharded` only, without witnesses). 0: when their bits are equal.
-        witnesses: w, the ranks of other groups that repeat what the owner of each slice computes
+            when they are this close, relative to their lengths. The promise is weaker then: see
+            docs/tolerance.md (`sharded` only, without witnesses). 0: only equal bits agree.
+        witnesses: w, the number of ranks of other groups that repeat what one rank computes for all
             (`sharded` only): one finds a wrong result, two or more name who computed it.
-        fingerprint: what the vote compares where a rank does not hold the slices themselves: `nh`,
-            which can be fooled only by reading the memory of a rank, or `blake3` (the package of
-            this name), for ranks whose code may lie: see docs/fingerprints.md.
+        fingerprint: the hash by which the vote compares copies: `nh`, which can be fooled only by
+            reading the memory of a rank, or `blake3` (which needs the package of this name), for
+            ranks whose code may lie: see docs/fingerprints.md.
         exchange: how copies and votes travel: `sharded`, `gathered`, or `leaders`, the scheme as
             published.
         one_round_bytes: when the copies of all ranks together have at most this many bytes,
-            `sharded` does as `gathered` does, which takes one round of messages instead of two.
+            `sharded` works as `gathered`, which takes one round of messages instead of two.
         overlap_bytes: larger gradients are exchanged in parts of at most this many bytes (`sharded`
-            without a tolerance), in PyTorch each as soon as the backward pass has computed it; 0:
-            as a whole, after the backward pass.
+            without a tolerance); in PyTorch each part as soon as the backward pass has computed it.
+            0: as a whole, after the backward pass.
         scrub_every: the number of exchanges after which ranks compare what should be equal on them
-            (weights, optimizer state, buffers, random states); a rank that differs from most is
-            healed, see docs/replicas.md. 0: only when a vote was lost.
+            (weights, optimizer state, buffers, random states). A rank that differs from most gets
+            what most have: see docs/replicas.md. 0: only after a rank was outvoted.
         seed: seed of the random placement.
 
     Raises:
@@ -106,19 +106,19 @@ class Detox:
         _check_choice("exchange", self.exchange, tuple(EXCHANGES))
         if self.witnesses and self.exchange != "sharded":
             raise ValueError(
-                f"witnesses = {self.witnesses}: only with exchange = 'sharded' does one rank "
-                "compute for all"
+                f"witnesses = {self.witnesses}: they check what one rank computes for all, as it "
+                "does in exchange='sharded' only: use that, or witnesses=0"
             )
         if self.tolerance and self.exchange != "sharded":
             raise ValueError(
                 f"tolerance = {self.tolerance}: with exchange = {self.exchange!r} several ranks "
-                "compare the same copies, and those that round differently could take different "
-                "votes: use exchange='sharded'"
+                "take the same vote, and ranks that round differently could come to different "
+                "results: use exchange='sharded'"
             )
         if self.tolerance and self.witnesses:
             raise ValueError(
-                f"tolerance = {self.tolerance}: witnesses = {self.witnesses} would each have to "
-                "receive every copy, not every vote: use witnesses=0"
+                f"tolerance = {self.tolerance}: each of witnesses = {self.witnesses} would have to "
+                "receive every copy: use witnesses=0"
             )
         if not self.timeout > 0:
             raise ValueError(f"timeout = {self.timeout}: it must be positive")
@@ -167,7 +167,7 @@ class Detox:
         if self.witnesses > (most := most_witnesses(groups)):
             raise ValueError(
                 f"witnesses = {self.witnesses}: {len(groups)} groups of {world_size} ranks have at "
-                f"most {most} for each owner, one in each other group"
+                f"most {most}, one in each other group"
             )
         try:
             return Plan(self, groups, self.fit(groups), self.hierarchy())
@@ -326,7 +326,7 @@ def _aggregator(rule: str | Aggregator) -> Aggregator:
         return by_name(rule)
     if isinstance(rule, Aggregator):
         return rule
-    raise TypeError(f"{rule!r} is neither the name of an aggregator nor an aggregator")
+    raise TypeError(f"{rule!r} is neither an aggregator nor the name of one")
 
 
 def _check_integer(field: str, value: Any, at_least: int) -> None:

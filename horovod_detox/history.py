@@ -119,8 +119,8 @@ class History:
         is_fault = not (failure.verdict and failure.verdict.joined)
         if is_fault and self.skipped >= most:
             raise NoMajority(
-                f"{failure}. More than {most} in a row are not skipped "
-                f"(Detox(max_skipped_steps=)). So far: {self.ledger.report()}",
+                f"step {step}: {failure}. Detox(max_skipped_steps={most}) skips no more in a row. "
+                f"So far: {self.ledger.report()}",
                 failure.verdict,
                 failure.non_finite,
             ) from failure

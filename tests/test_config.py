@@ -29,12 +29,15 @@ from horovod_detox.exchange import EXCHANGES
             "tolerance = 1e-05: with exchange = 'gathered' several.*use exchange='sharded'",
         ),
         ({"tolerance": 1e-5, "exchange": "leaders"}, "with exchange = 'leaders' several"),
-        ({"tolerance": 1e-5, "witnesses": 1}, "tolerance = 1e-05: witnesses = 1 would"),
+        ({"tolerance": 1e-5, "witnesses": 1}, "tolerance = 1e-05: each of witnesses = 1"),
         ({"one_round_bytes": -1}, "one_round_bytes = -1"),
         ({"overlap_bytes": -1}, "overlap_bytes = -1"),
         ({"scrub_every": -1}, "scrub_every = -1"),
         ({"witnesses": -1}, "witnesses = -1"),
-        ({"witnesses": 2, "exchange": "leaders"}, "witnesses = 2: only with exchange = 'sharded'"),
+        (
+            {"witnesses": 2, "exchange": "leaders"},
+            "witnesses = 2: they check what one rank computes",
+        ),
         ({"timeout": 0}, "timeout = 0: it must be positive"),
         ({"placement": "near"}, "placement = 'near': it must be one of spread, packed, random"),
         (
@@ -44,7 +47,7 @@ from horovod_detox.exchange import EXCHANGES
         ({"outer": "medain"}, "outer: there is no aggregator 'medain': did you mean 'median'"),
         ({"inner": "krum(ff=1)"}, "inner: krum has no parameter 'ff'"),
         ({"preflight": 1}, "preflight = 1: it must be True or False"),
-        ({"outer": 7}, "outer: 7 is neither the name of an aggregator nor an aggregator"),
+        ({"outer": 7}, "outer: 7 is neither an aggregator nor the name of one"),
     ],
 )
 def test_a_bad_value_names_field_value_and_bound(settings, message):
@@ -144,7 +147,7 @@ def test_bounds_name_the_relation_and_what_fits():
         ValueError, match=r"Bulyan needs n >= 4f \+ 3: 15 votes with f = 4.*group_size=3 with"
     ):
         Detox(outer="bulyan", num_byzantine=8).plan(45)
-    with pytest.raises(ValueError, match=r"Mean stands no faulty vote: 3 votes with f = 1"):
+    with pytest.raises(ValueError, match=r"Mean tolerates no faulty vote: 3 votes with f = 1"):
         Detox(outer="mean", num_byzantine=2).plan(9)
     Detox(outer="mean", num_byzantine=1).plan(9)
     with pytest.raises(ValueError, match=r"2 votes.*Bulyan needs n >= 4f \+ 3.*What fits 6 ranks"):
@@ -176,7 +179,7 @@ def test_ranks_that_fit_no_group():
 
 def test_witnesses_need_groups_to_come_from():
     assert Detox(witnesses=2).plan(9).config.witnesses == 2
-    with pytest.raises(ValueError, match="2 groups of 6 ranks have at most 1 for each owner"):
+    with pytest.raises(ValueError, match="2 groups of 6 ranks have at most 1, one in each other"):
         Detox(witnesses=2).plan(6)
     with pytest.raises(ValueError, match="2 groups of 7 ranks have at most 0"):
         Detox(witnesses=1).plan(7)

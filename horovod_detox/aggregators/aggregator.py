@@ -92,7 +92,9 @@ class Aggregator:
         if self.given_f is None:
             return replace(self, f=f) if self._takes_f else self
         if f > self.given_f:
-            raise ValueError(f"{self} does not stand {f} faulty votes among {n}")
+            raise ValueError(
+                f"{self} does not tolerate {f} faulty votes among {n}: give it f = {f}"
+            )
         return self
 
     def default_f(self, f: int) -> Self:

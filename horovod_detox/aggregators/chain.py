@@ -29,7 +29,7 @@ class Chain(Aggregator):
 
     def __post_init__(self) -> None:
         if not isinstance(self.pre, PreAggregator):
-            raise ValueError(f"{self.pre} is no pre-aggregator")
+            raise ValueError(f"{self.pre} is not a pre-aggregator")
         if isinstance(self.rule, PreAggregator | Hierarchy):
             raise ValueError(f"{self.rule} cannot be the rule after a pre-aggregator")
         combine_flags(self, self.pre, self.rule)

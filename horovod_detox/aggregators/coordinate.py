@@ -27,7 +27,7 @@ class Mean(Aggregator):
         return min(0, n - 1)
 
     def broken_bound(self, n: int, f: int) -> str:
-        return f"Mean stands no faulty vote: {n} votes with f = {f}"
+        return f"Mean tolerates no faulty vote: {n} votes with f = {f}"
 
     def weights(self, gram: np.ndarray) -> np.ndarray:
         n = len(gram) - 1

@@ -36,7 +36,7 @@ class Hierarchy(Aggregator):
         if isinstance(self.inner, PreAggregator | Hierarchy):
             raise ValueError(f"{self.inner} cannot be an inner aggregator")
         if isinstance(self.outer, PreAggregator):
-            raise ValueError(f"{self.outer} is a pre-aggregator: chain a rule after it")
+            raise ValueError(f"{self.outer} is a pre-aggregator: put a rule after it")
         if self.buckets is not None and self.buckets < 1:
             raise ValueError(f"buckets = {self.buckets}: there must be at least one")
         combine_flags(self, self.inner, self.outer)
@@ -55,7 +55,7 @@ class Hierarchy(Aggregator):
             if self.inner.max_f(size) < 0:
                 return f"{n} votes in {buckets} buckets: {self.inner.broken_bound(size, 0)}"
         return (
-            f"{n} votes in {buckets} buckets, each lost to {t + 1} of {f} faulty votes: "
+            f"{n} votes in {buckets} buckets, each corrupted by {t + 1} of {f} faulty votes: "
             f"{self.outer.broken_bound(buckets, f // (t + 1))}"
         )
 

@@ -15,7 +15,7 @@ def prepare() -> None:
     """Load all kernels from disk, or compile them and say so, as it takes a while."""
     compiled = Path(host_kernels._mean.stats.cache_path or ".")
     if not all(_is_younger(compiled, name) for name in ("host_kernels", "host_digests")):
-        log.warning("compiling the column kernels, once on this machine")
+        log.warning("compiling the aggregation rules with numba, once on this machine")
     for dtype in (np.float32, np.float64):
         rows = np.ones((3, 2), dtype)
         host_kernels.mean(rows)

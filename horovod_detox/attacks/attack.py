@@ -157,7 +157,9 @@ class Attack(ABC):
             )
             steps = range(*self.steps)
         if steps is not None:
-            self._demand(len(steps) > 0 and min(steps) >= 0, f"steps {self.steps!r} hold no step")
+            self._demand(
+                len(steps) > 0 and min(steps) >= 0, f"steps {self.steps!r} contain no step"
+            )
         return steps
 
     def _demand(self, holds: bool, relation: str) -> None:

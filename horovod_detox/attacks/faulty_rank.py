@@ -50,7 +50,7 @@ class FaultyRank:
             aggregate: `(p, d) -> (d,)`, copies to update, for attacks that search the worst lie.
         """
         if own.ndim != 1:
-            raise ValueError(f"a gradient of shape {own.shape} is not flat")
+            raise ValueError(f"the gradient has the shape {own.shape}, not (d,): flatten it")
         faulty = self.faulty_ranks(step)
         sent = own
         if self.rank in faulty and own.size:
@@ -73,10 +73,10 @@ class FaultyRank:
     ) -> Scene:
         world_size = self.groups.world_size
         if self.attack.omniscient and everyone is None:
-            raise ValueError(f"{self.attack} needs everyone's gradients")
+            raise ValueError(f"{self.attack} needs the gradients of all ranks: give everyone=")
         if everyone is not None and everyone.shape != (world_size, own.size):
             raise ValueError(
-                f"everyone's gradients have shape {everyone.shape}, not {(world_size, own.size)}"
+                f"everyone has the shape {everyone.shape}, not {(world_size, own.size)}"
             )
         return Scene(
             own=own,

@@ -44,7 +44,7 @@ class BitFlip(Attack):
         width = 8 * raw.dtype.itemsize
         bits = range(width) if self.bits is None else self.bits
         room = raw.size * len(bits)
-        self._demand(max(bits) < width, f"bits {self.bits} of {scene.own.dtype}: {width} bits wide")
+        self._demand(max(bits) < width, f"bits {self.bits}: {scene.own.dtype} has {width}")
         self._demand(self.count <= room, f"count {self.count} is greater than {room} bits")
         places = scene.rng.choice(room, self.count, replace=False)
         elements, chosen = np.divmod(places, len(bits))

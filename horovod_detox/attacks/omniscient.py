@@ -64,8 +64,8 @@ def largest_safe_z(num_ranks: int, num_faulty: int) -> float:
     supporters = num_ranks // 2 + 1 - num_faulty
     if num_ranks < 3 or supporters < 1:
         raise ValueError(
-            f"ALittleIsEnough: no z follows from n = {num_ranks} ranks, f = {num_faulty} faulty; "
-            f"it takes n >= 3 and f <= n // 2: choose z"
+            f"ALittleIsEnough: z is defined for n >= 3 ranks, f <= n // 2 of them faulty, not for "
+            f"n = {num_ranks}, f = {num_faulty}: give z"
         )
     return NormalDist().inv_cdf((honest - supporters) / honest)
 
@@ -151,7 +151,9 @@ class LineSearch(Attack):
     def lie(self, scene: Scene) -> np.ndarray:
         aggregate = scene.aggregate
         if aggregate is None:
-            raise ValueError(f"{type(self).__name__} needs the aggregation it is to search")
+            raise ValueError(
+                f"{type(self).__name__} needs the rule that it attacks: give aggregate="
+            )
         mean, deviation = _moments(scene)
         start, direction = self.line(mean, deviation)
 

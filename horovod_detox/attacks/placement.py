@@ -31,12 +31,12 @@ def place(text: str, step: int, groups: Groups, seed: int) -> tuple[int, ...]:
     """
     name, count = parse_placement(text)
     if count > groups.world_size:
-        raise ValueError(f"{text} needs {count} ranks, the job has {groups.world_size}")
+        raise ValueError(f"{text} needs {count} ranks, but the job has {groups.world_size}")
     ranks = PLACES_OF_FAULTS[name](count, step, groups, seed)
     if len(ranks) < count:
         sizes = ", ".join(str(len(members)) for members in groups.members)
         raise ValueError(
-            f"{text} does not fit: minorities of groups of {sizes} hold {len(ranks)} ranks at most"
+            f"{text}: the minorities of groups of {sizes} hold at most {len(ranks)} ranks"
         )
     return tuple(sorted(ranks))
 

@@ -25,7 +25,9 @@ FAILED = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument(
-        "--framework", choices=list(FRAMEWORKS), help="default: what Horovod was built for"
+        "--framework",
+        choices=list(FRAMEWORKS),
+        help="the framework to examine (default: all that Horovod was built for)",
     )
 
 
@@ -65,9 +67,9 @@ def _examine_installation(frameworks: list[str], metadata: dict[str, str]) -> in
         print(finding, flush=True)
         problems += bool(finding.remedy)
     if problems:
-        print(f"No job can run here before {'this is' if problems == 1 else 'these are'} solved.")
+        print(f"No job can run here until {'this is' if problems == 1 else 'these are'} solved.")
         return FAILED
-    print("A job can run here. Whether its ranks compute the same bits:")
+    print("A job can run here. To see whether its ranks compute the same bits:")
     print("    horovodrun -np 6 horovod-detox doctor")
     return 0
 
@@ -112,7 +114,7 @@ def describe(framework: str, report: PreflightReport, groups: Groups | None) -> 
 
 def _groups(groups: Groups | None) -> str:
     if groups is None:
-        return "which trains plainly: there is nobody to vote with"
+        return "which trains without DETOX: there is no other rank to vote with"
     sizes = sorted({len(ranks) for ranks in groups.members})
     return f"{_count(len(groups), 'group')} of {' or '.join(map(str, sizes))}"
 
@@ -121,7 +123,8 @@ def _listed(ranks: list[int], groups: Groups | None) -> str:
     """Say which ranks, and in which group each is."""
     if groups is None:
         return _numbers("rank", ranks)
-    return f"{_numbers('rank', ranks)} of {_numbers('group', map(groups.of, ranks))}"
+    of = [groups.of(rank) for rank in ranks]
+    return f"{_numbers('rank', ranks)} of {_numbers('group', of if len({*of}) > 1 else of[:1])}"
 
 
 def _numbers(noun: str, numbers: Iterable[int]) -> str:

@@ -108,7 +108,7 @@ def _transport(name: str, frontend: Any) -> Finding:
     there = [transport for transport, is_built in built.items() if is_built]
     text = f"horovod.{name} was built with {', '.join(there) or 'neither Gloo nor MPI'}"
     if not (built["Gloo"] or built["MPI"]):
-        return Finding(text, f"build it with HOROVOD_WITH_GLOO=1: {BUILD}")
+        return Finding(text, f"build it again with HOROVOD_WITH_GLOO=1: {BUILD}")
     return Finding(text)
 
 
@@ -142,7 +142,7 @@ def _launcher() -> Finding:
         "horovodrun", path=Path(sys.executable).parent
     )
     if path is None:
-        return Finding("horovodrun is not there", f"install Horovod into this Python: {BUILD}")
+        return Finding("horovodrun is not installed", f"install Horovod into this Python: {BUILD}")
     if importlib.util.find_spec("distutils") is None and not importlib.util.find_spec("setuptools"):
         text = f"horovodrun needs distutils, which Python {platform.python_version()} lacks"
         return Finding(text, "pip install 'setuptools<81'")
@@ -154,9 +154,9 @@ def _kernels() -> Finding:
     try:
         compilation.prepare()
     except Exception as error:  # of a compiler, whatever it raises
-        text = f"the column kernels do not compile: {type(error).__name__}: {error}"
+        text = f"the aggregation rules do not compile: {type(error).__name__}: {error}"
         return Finding(text, "install the numba and numpy that pip chooses: pip install -U numba")
-    return Finding("column kernels are compiled")
+    return Finding("aggregation rules are compiled")
 
 
 def _variables() -> Finding:
@@ -165,7 +165,7 @@ def _variables() -> Finding:
         config = Detox.from_environment()
     except ValueError as error:
         return Finding(str(error), "correct or unset the variable")
-    return Finding(f"settings of the environment: groups of {config.group_size}")
+    return Finding(f"settings in HOROVOD_DETOX_* variables: groups of {config.group_size}")
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (_host_name, _launcher, _kernels, _variables)

@@ -16,8 +16,14 @@ PROGRAM = "horovod-detox"
 
 COMMANDS = {
     "plan": ("horovod_detox.cli.plan", "compare settings for a job before it runs"),
-    "doctor": ("horovod_detox.cli.doctor", "examine an installation, or the ranks of a job"),
-    "simulate": ("horovod_detox.cli.simulate", "train with all ranks of a job in one process"),
+    "doctor": (
+        "horovod_detox.cli.doctor",
+        "check this installation, or, in a job, its ranks",
+    ),
+    "simulate": (
+        "horovod_detox.cli.simulate",
+        "train with virtual ranks in one process",
+    ),
 }
 
 
@@ -44,7 +50,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     """Return the parser of all commands; only the module of the chosen one is imported."""
     parser = _Parser(
         prog=PROGRAM,
-        description="Horovod training that survives bad ranks.",
+        description="Tools for horovod_detox: Horovod training that survives bad ranks.",
         epilog=f"{PROGRAM} command --help lists the options of a command.",
     )
     commands = parser.add_subparsers(required=True, title="commands", metavar="command")

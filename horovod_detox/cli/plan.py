@@ -48,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=11e6,
         metavar="N",
-        help="parameters of the model (default: 11e6, ResNet-18)",
+        help="number of parameters of the model (default: 11e6, as ResNet-18 has)",
     )
     add(
         "--bytes-per-parameter",
         type=int,
         default=4,
         metavar="N",
-        help="bytes of each, as gradients travel (default: 4)",
+        help="bytes of each parameter in a gradient that is sent (default: 4)",
     )
     add(
         "--batch-size",
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--hosts",
         metavar="HOSTS",
-        help="number of hosts, or their ranks as for horovodrun: a:8,b:8",
+        help="number of hosts, or hosts with their slots as for horovodrun: a:8,b:8",
     )
     add(
         "--fault-rate",
@@ -117,7 +117,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[str, ...]:
     """
     if text.isascii() and text.isdigit():
         if not 1 <= int(text) <= ranks:
-            raise ValueError(f"hosts = {text}: there must be from 1 to {ranks}, one for each rank")
+            raise ValueError(f"hosts = {text}: it must be from 1 to {ranks}, the number of ranks")
         return tuple(f"host{rank * int(text) // ranks}" for rank in range(ranks))
     hosts: list[str] = []
     for part in text.split(","):
@@ -207,9 +207,10 @@ def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
         ["r", "groups", "at worst", "at random", "bad votes", "all intact"],
         map(_capture_row, comparison.redundancies),
         [
-            "at worst, at random: groups that faulty ranks capture if they choose their places, "
-            "and how likely each number is if they do not. all intact: how likely it is that "
-            "every group keeps its majority."
+            "at worst: groups that the faulty ranks capture if they choose their places.",
+            "at random: how many they capture at random places, and how likely that is.",
+            "bad votes: captured groups to expect at random places.",
+            "all intact: how likely it is that every group keeps its majority.",
         ],
     )
     yield _Sheet(
@@ -217,10 +218,13 @@ def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
         ["r", "batch", "variance", "samples", "compute", "received", "leaders", "memory"],
         map(_cost_row, comparison.redundancies),
         [
-            f"batch, variance: with {job.batch_size} samples per rank. samples, compute: per rank, "
-            f"for the batch of {job.ranks * job.batch_size} of r = 1. received: by a rank in a "
-            "step, on average also sent, and as a multiple of allreduce's. leaders: the same with "
-            'exchange="leaders", at most. memory: beside the model and the gradient.'
+            f"batch, variance: of a step with {job.batch_size} samples per rank.",
+            "samples, compute: of a rank, for the same batch as with r = 1: "
+            f"{job.ranks * job.batch_size} samples.",
+            "received: what a rank receives, and on average sends, in a step; and as a multiple of "
+            "allreduce.",
+            'leaders: the most that a rank receives with exchange="leaders".',
+            "memory: of a rank, beside the model and the gradient.",
         ],
     )
     yield _Sheet(
@@ -228,9 +232,10 @@ def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
         ["r", "rule", "tolerates", "at random", "at worst"],
         map(_rule_row, comparison.candidates),
         [
-            "tolerates: captured groups, whatever these send. at random: how likely it is that "
-            "this is enough. at worst: whether Detox accepts it. "
-            'median of 5 x mean: outer="median", buckets=5, inner="mean".'
+            "tolerates: the number of captured groups, whatever they send.",
+            "at random: how likely it is that no more are captured.",
+            f"at worst: whether Detox(num_byzantine={job.byzantine}) accepts the rule.",
+            'median of 5 x mean: outer="median", buckets=5, inner="mean".',
         ],
         [_objection(candidate) for candidate in comparison.candidates if not candidate.fits],
     )

@@ -47,8 +47,8 @@ class NotDeterministic(NoMajority):
             conditions if "\n" in conditions else "The settings of all ranks are the same.",
             "What makes the ranks of a group compute the same bits:",
             ADVICE,
-            "hvd.preflight(model, batch) and `horovod-detox doctor` tell more; "
-            "Detox(preflight=False) trains regardless.",
+            "hvd.preflight(model, batch) and `horovod-detox doctor` tell more. "
+            "Detox(preflight=False) trains without this check.",
         ]
         super().__init__("\n".join(lines))
         self.report = report
@@ -163,16 +163,20 @@ class FirstStep:
         )
         if 2 * count > len(self._weights):
             if others and self._collectives.rank == 0:
-                text = "first step: ranks %s train other weights than most: %s, or they are faulty"
+                text = (
+                    "first step: ranks %s have other weights than most. If they are not faulty, %s"
+                )
                 log.warning(text, others, remedy)
             return False
         if self._has_waited:
-            raise RanksDisagree(f"the ranks train different weights in the second step: {remedy}")
+            raise RanksDisagree(
+                f"the ranks still have different weights in the second step: {remedy}"
+            )
         self._has_waited = True
         if self._collectives.rank == 0:
             log.warning(
-                "first step: the ranks train different weights. If they do in the second step, the "
-                "job ends: %s",
+                "first step: the ranks have different weights. If they still do in the second "
+                "step, the job ends: %s",
                 remedy,
             )
         return True
@@ -196,8 +200,8 @@ class FirstStep:
         if lines not in self._told:
             self._told.add(lines)
             log.warning(
-                "settings that may change bits differ inside groups; so far all computed the same:"
-                "\n%s",
+                "settings that may change results differ inside groups. So far all ranks "
+                "computed the same bits; if they do not later, make these the same:\n%s",
                 lines,
             )
 

@@ -98,7 +98,9 @@ def from_first_rank(collectives: Collectives, name: str, pieces: Sequence[Piece]
     everyone = share(collectives, f"{name}.pieces", described)
     counts = [len(theirs) for theirs in everyone]
     if len(set(counts)) > 1:
-        raise ValueError(f"the {name} of the ranks consists of {counts} tensors, by rank")
+        raise ValueError(
+            f"the {name} has {counts} tensors, by rank: give all ranks one of the same structure"
+        )
     mine = b"".join(data.tobytes() for _, _, data in pieces) if collectives.rank == 0 else b""
     lengths = share(collectives, f"{name}.lengths", [data.nbytes for _, _, data in pieces])[0]
     words = np.frombuffer(mine + bytes(-len(mine) % WORD), np.int64)

@@ -310,15 +310,15 @@ def _instability(report: PreflightReport) -> str:
     if oddity.causes:
         return f"{words}: {', '.join(oddity.causes)}"
     if oddity.outvoted:
-        return f"{words}, those of the others with the same settings do not: probably a fault"
+        return f"{words}, but not those of the others with the same settings: probably a fault"
     return f"{words}: use deterministic kernels"
 
 
 def _weights(report: PreflightReport) -> str:
     odd = sorted({rank for oddity in report.oddities for rank in oddity.ranks})
     words = (
-        f"the weights differ before anything is computed at {name_tensors(report.tensors)}: "
-        f"{name_ranks(odd)} from the others: broadcast them first (broadcast_parameters, "
+        f"{name_ranks(odd)} had other weights than the others before anything was computed, at "
+        f"{name_tensors(report.tensors)}: broadcast them first (broadcast_parameters, "
         "broadcast_variables)"
     )
     if len(odd) == 1 and len(report.conditions) > 2:

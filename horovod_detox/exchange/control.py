@@ -171,32 +171,35 @@ class Control:
             return
         if len(np.unique(records["step"])) > 1:
             steps = records["step"].tolist()
-            raise RanksDisagree(f"the ranks are in different steps: {steps} by rank")
+            raise RanksDisagree(
+                f"the ranks are in different steps: {steps}, by rank. Call step() equally often on "
+                "every rank"
+            )
         if _differ(records["layout"]):
             lists = share(self._collectives, "parameters", self._layout.parameters)
             raise ParametersDiffer(lists)
         if _differ(records["settings"]):
             raise RanksDisagree(
-                f"ranks {_minority(records['settings'])} exchange gradients in another way than "
-                "the others: give every rank the same settings and arguments"
+                f"ranks {_minority(records['settings'])} have other settings or arguments of the "
+                "optimizer than most: make them the same on every rank"
             )
         if _differ(records["update"]):
             self.diverged = tuple(_minority(records["update"]))
             if 2 * len(self.diverged) >= len(records):
                 step = records["step"][0] - 1
                 raise RanksDisagree(
-                    f"no update of step {step} is that of most ranks: ranks {[*self.diverged]} "
-                    "differ from the most frequent one. Give all ranks the same processors and "
-                    "versions, or Detox(exchange='sharded', one_round_bytes=0)"
+                    f"in step {step} at most half of the ranks computed the same update: ranks "
+                    f"{[*self.diverged]} differ from the most frequent one. Use the same "
+                    "processors and versions, or Detox(exchange='sharded', one_round_bytes=0)"
                 )
         if _differ(records["steps"]):
             self.out_of_step = tuple(_minority(records["steps"]))
             if 2 * len(self.out_of_step) >= len(records):
                 raise RanksDisagree(
-                    "since the exchange before, the ranks have stepped "
+                    "since the last exchange, the optimizers of the ranks have stepped "
                     f"{records['steps'].tolist()} times, by rank: whether to step must not depend "
-                    "on what a rank sees alone, as its own loss. Decide together, or step with "
-                    "gradients of zero"
+                    "on what only one rank sees, such as its loss. Decide together (hvd.agree), or "
+                    "step with gradients of zero"
                 )
         self.incomplete |= set(np.flatnonzero(records["flags"] & INCOMPLETE).tolist())
         self.joined |= set(np.flatnonzero(records["flags"] & JOINED).tolist())
@@ -204,7 +207,9 @@ class Control:
         self.has_unknown |= bool((records["flags"] & UNKNOWN).any())
         self.has_files |= bool((records["flags"] & WROTE).any())
         if odd := np.flatnonzero(records["flags"] & ~FLAGS).tolist():
-            raise RanksDisagree(f"ranks {odd} speak of what others do not know: another version?")
+            raise RanksDisagree(
+                f"ranks {odd} run another version of horovod_detox: install the same everywhere"
+            )
 
 
 def _differ(digests: np.ndarray) -> bool:

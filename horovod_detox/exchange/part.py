@@ -377,6 +377,6 @@ def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) ->
         if all(part.is_shared(kept) for part in parts):
             return
     raise NoMajority(
-        "no update in this step: slices arrive otherwise than they were fingerprinted, again and "
-        "again, whoever sends them"
+        "no update in this step: what arrives does not match its fingerprint, again and again, "
+        "whoever sends it. Check the network and the memory of the hosts"
     )

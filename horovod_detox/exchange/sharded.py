@@ -155,7 +155,8 @@ class Sharded:
         self._without = before | self._findings.receivers
         if len(self._without) == p or self._without == before:
             raise NoMajority(
-                "no update in this step: too many ranks do not receive what others send"
+                f"no update in this step: ranks {sorted(self._without)} receive something else "
+                "than was sent. Check the network and the memory of their hosts"
             )
         self._parts = cut(len(self.step.copy), p, len(self._parts), self._without)
         self._sent, self._voted = {}, {}

@@ -27,14 +27,14 @@ class ExchangeTimeout(RuntimeError):
         """Say who waited, for how long and in which collective."""
         return cls(
             f"rank {rank} waited {timeout:g} s for the other ranks in {name!r}: some rank did not "
-            "take part (it is stopped, far behind, or took another path through the script); see "
-            "Detox(timeout=)"
+            "take part (it has stopped, is far behind, or took another path through the script). "
+            "If it is only slow, raise Detox(timeout=)"
         )
 
     @classmethod
     def at_the_end(cls, rank: int, name: str) -> "ExchangeTimeout":
         """Say who waited, and in which collective, when its process came to its end."""
-        return cls(f"rank {rank} ends while it waits for the other ranks in {name!r}")
+        return cls(f"rank {rank} ended while it waited for the other ranks in {name!r}")
 
 
 class RankLeft(ExchangeTimeout):

@@ -29,9 +29,9 @@ def majority(by_rank: np.ndarray, holders: np.ndarray) -> tuple[np.ndarray, set[
     if len(undecided):
         ranks = sorted(holders[:, undecided[0]].tolist())
         raise NoMajority(
-            f"no update in this step: ranks {ranks} aggregated the same votes to different "
-            "results, none of them that of most: a machine computes wrongly, or not as the others "
-            "do; with more witnesses it would be named"
+            f"no update in this step: ranks {ranks} computed different results from the same "
+            "votes, and no result is that of most: one of them computes wrongly, or rounds "
+            "differently. Raise Detox(witnesses=) to see which"
         )
     slices = np.arange(holders.shape[1])
     agree = equal[winner, :, slices].T  # (1 + w, p)

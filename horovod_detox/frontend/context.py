@@ -94,8 +94,8 @@ class Context:
             return
         if self._session is not None and self._hvd.rank() == 0:
             log.warning(
-                "hvd.init() with other settings: the account of faults begins anew; optimizers "
-                "that were wrapped before are in no report any more"
+                "hvd.init() was called again with other settings: the fault report begins anew, "
+                "without the optimizers that were wrapped before"
             )
         self.forget()
         atexit.unregister(self._tell_who_is_slow)
@@ -157,7 +157,7 @@ class Context:
         """
         if self._session is None:
             raise RuntimeError(
-                "horovod_detox has not been initialised: call its init(), not that of horovod"
+                "horovod_detox is not initialised: call hvd.init() of horovod_detox, not of horovod"
             )
         if self._hvd.size() != len(self._session.hosts):
             now = self._hvd.size()
@@ -182,7 +182,7 @@ class Context:
             return None
         if plan is None:
             if attack is not None:
-                warnings.warn("a single process rehearses no attack", stacklevel=4)
+                warnings.warn("the attack is ignored: there is only one rank", stacklevel=4)
             return None
 
         def collectives(name: Name) -> Collectives:
@@ -240,15 +240,15 @@ class Context:
         if session.config.tolerance:
             raise ValueError(
                 f"tolerance = {session.config.tolerance}: while ranks have joined, copies are "
-                "compared by their bits only. Give every rank the same number of batches"
+                "compared bit by bit. Use tolerance=0, or give every rank equally many batches"
             )
         engine = self._presence.next()
         if engine is not None:
             engine.leave()
         elif self._live:
             raise RuntimeError(
-                "hvd.join() before the first exchange of gradients: Horovod would crash, as its "
-                "join works with allreduce only. Give every rank a batch at least"
+                "hvd.join() was called before the first exchange of gradients, which would crash "
+                "Horovod. Give every rank at least one batch"
             )
         last, plan = wait(), session.plan()
         self._presence.some_have_joined = False  # also where no optimizer is left
@@ -359,7 +359,7 @@ class Context:
             ExchangeTimeout: when some rank does not take part.
         """
         if by not in RULES:
-            raise ValueError(f"by = {by!r}: it is one of {', '.join(RULES)}")
+            raise ValueError(f"by = {by!r}: it must be one of {', '.join(RULES)}")
         process_set = process_set or self._hvd.global_process_set
         session = self.session()
         plan = session.plan(process_set.ranks)
@@ -371,7 +371,7 @@ class Context:
         names = [process_set.ranks[rank] for rank in others]
         if names and collectives.rank == 0 and (told := f"agree {names}") not in session.told:
             session.told.add(told)
-            log.warning("hvd.agree: ranks %s say otherwise than most of their group", names)
+            log.warning("hvd.agree: ranks %s disagree with most of their group", names)
         try:
             return agreed(votes, plan.groups, by)
         except NoAgreement:

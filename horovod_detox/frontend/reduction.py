@@ -59,7 +59,9 @@ class Reduction:
                 "run on votes: use op=Average"
             )
         if self.op not in (self.hvd.Average, self.hvd.Sum):
-            raise ValueError("op must be Average or Sum: min, max and product follow a single rank")
+            raise ValueError(
+                "op must be Average or Sum: one rank alone can decide a min, max or product"
+            )
         if self.gradient_predivide_factor != 1.0 and self.op != self.hvd.Average:
             raise ValueError("gradient_predivide_factor is supported with op=Average only")
         if self.backward_passes_per_step <= 0:

@@ -12,7 +12,7 @@ class SyncBatchNorm:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
-            "SyncBatchNorm averages batch statistics over all ranks, past the vote: one faulty "
+            "SyncBatchNorm averages batch statistics over all ranks without a vote: one faulty "
             "rank would corrupt every gradient. Use plain BatchNorm: its statistics are those of "
             "the group's batch, identical inside a group"
         )

@@ -69,7 +69,7 @@ class Session:
             return self.config
         if self.rank == team[0]:
             log.warning(
-                "ranks may round differently (%s): each slice of the update is computed by one "
+                "ranks may round differently (%s): each part of the update is computed by one "
                 "rank for all, as with Detox(exchange='sharded', one_round_bytes=0)",
                 " but ".join(sorted(kinds)),
             )
@@ -98,11 +98,11 @@ class Session:
         host, lost = worst_host(self.hosts, plan.groups)
         if not any(lost):
             return ""
-        does = [f"{verb} {n}" for verb, n in zip(("captures", "ties"), lost, strict=True) if n]
-        stand = "stand" if stands(self.config, plan.groups, lost) else "do not stand"
+        does = [f"{verb} {n}" for verb, n in zip(("capture", "tie"), lost, strict=True) if n]
+        verdict = "tolerate" if stands(self.config, plan.groups, lost) else "do not tolerate"
         return (
-            f"the vote does not protect from a whole bad host: {host} {' and '.join(does)} of "
-            f"{len(plan.groups)} groups, which the rules {stand} (docs/hosts.md)"
+            f"the vote does not protect from a whole bad host: {host} could {' and '.join(does)} "
+            f"of {len(plan.groups)} groups, which the rules {verdict} (docs/hosts.md)"
         )
 
 
@@ -131,7 +131,9 @@ def agree(collectives: Collectives, detox: Detox | None = None) -> Session:
             raise ValueError(f"rank {rank}: {theirs['error']}")
     _check_equal([theirs["settings"] for theirs in everyone])
     if collectives.size == 1:
-        log.warning("one process: it trains plainly, there is nobody to vote with")
+        log.warning(
+            "only one rank: it trains without DETOX, as there is no other rank to vote with"
+        )
     hosts, kinds = ([theirs[fact] for theirs in everyone] for fact in ("host", "rounding"))
     session = Session(config, hosts, collectives.rank, attack, kinds)
     if collectives.rank == 0 and (risk := session.host_risk()):

@@ -58,26 +58,28 @@ class Run:
     """One training with p virtual ranks. Equal descriptions on equal machines: equal bits.
 
     Attributes:
-        dataset: what is learned.
-        data: the folder of its files; None: where they usually are.
-        model: the network; None: the usual one of the dataset.
+        dataset: the dataset to train on.
+        data: the folder with its files; None: the usual place.
+        model: the network; None: the usual one for the dataset.
         ranks: p, the number of virtual ranks.
         detox: groups, rule and momentum of the votes.
-        compression: as what gradients travel.
-        attack: what faulty ranks do, as in HOROVOD_DETOX_ATTACK.
-        steps: of training.
-        batch_size: samples of a group in a step, each computed by all ranks of the group; None: as
-            follows from `global_batch`.
+        compression: the form in which gradients travel.
+        attack: what faulty ranks send, as in HOROVOD_DETOX_ATTACK: "reverse(scale=100)@1,4".
+        steps: number of training steps.
+        batch_size: samples of a group in a step, each computed by all ranks of the group; None:
+            `global_batch` divided by the number of groups.
         global_batch: samples of all k groups together; None: `k * batch_size`.
-        lr, sgd_momentum, weight_decay: of SGD.
-        schedule: of the learning rate; cosine: to 0.
-        seed: of weights, order of the data and dropout.
-        evaluate_every: steps between two tests; the last step is always followed by one.
-        gradients: `each` group after the other, in the bits of a real rank; `vmap`: all at once,
-            faster for small models, rounded otherwise, and drawing other random numbers.
-        channels_last: whether convolutions see channels last, which is faster on CPUs.
-        device: where gradients are computed; auto: cuda if there is one.
-        threads: of every computation on the CPU.
+        lr: learning rate of SGD.
+        sgd_momentum: momentum of SGD.
+        weight_decay: weight decay of SGD.
+        schedule: of the learning rate: constant, or falling to 0 as a cosine.
+        seed: of the weights, the order of the data, and dropout.
+        evaluate_every: steps between two tests; there is always one after the last step.
+        gradients: `each` group after the other, with the same bits as a real rank; `vmap`: all at
+            once, faster for small models, but with other rounding and other random numbers.
+        channels_last: whether images have their channels last, which is faster on CPUs.
+        device: where gradients are computed; auto: cuda if there is a GPU.
+        threads: number of threads of every computation on the CPU.
 
     Raises:
         ValueError: naming the field, its value and what it may be.

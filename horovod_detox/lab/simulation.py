@@ -84,7 +84,9 @@ class Simulation:
         if run.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if run.gradients == "vmap" and any(True for _ in self.model.buffers()):
-            raise ValueError(f"gradients = 'vmap': {run.model_name} has statistics of its batches")
+            raise ValueError(
+                f"gradients = 'vmap' does not work with {run.model_name}, which has buffers"
+            )
         self._optimizer = torch.optim.SGD(
             self.model.parameters(), run.lr, run.sgd_momentum, weight_decay=run.weight_decay
         )

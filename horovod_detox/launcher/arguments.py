@@ -13,7 +13,7 @@ from horovod_detox.registry import meanings
 PROGRAM = "python -m horovod_detox"
 DESCRIPTION = (
     "Run a script that was written for plain Horovod, without a change, with DETOX in the place of "
-    "allreduce. Start it as ever: horovodrun -np 6 python -m horovod_detox --group-size 3 train.py"
+    "allreduce. Start it as usual: horovodrun -np 6 python -m horovod_detox --group-size 3 train.py"
 )
 
 
@@ -38,7 +38,8 @@ class Arguments:
 
 def parse(arguments: Sequence[str]) -> Arguments:
     """Read the command line; unknown flags before the script are refused."""
-    parser = _Parser(prog=PROGRAM, description=DESCRIPTION, allow_abbrev=False)
+    usage = f"{PROGRAM} [options] script [arguments of the script]"
+    parser = _Parser(prog=PROGRAM, usage=usage, description=DESCRIPTION, allow_abbrev=False)
     explained = meanings(Detox)
     for field in fields(Detox):
         parser.add_argument(
@@ -50,15 +51,20 @@ def parse(arguments: Sequence[str]) -> Arguments:
             ),
         )
     add = parser.add_argument
-    add("--attack", help='what some ranks send in a drill, as in "reverse(scale=100)@1,4"')
+    add("--attack", help='an attack to rehearse, and its ranks: "reverse(scale=100)@1,4"')
     add(
         "--group-seed",
         type=int,
         default=0,
-        help="seed of random states that the script leaves unseeded (default: 0)",
+        help="seed of the random states that the script does not seed (default: 0)",
     )
-    add("-m", dest="is_module", action="store_true", help="the script is the name of a module")
-    add("script", help="the script, run as by python itself")
+    add(
+        "-m",
+        dest="is_module",
+        action="store_true",
+        help="the script is given as the name of a module",
+    )
+    add("script", help="the script to run")
     add("rest", nargs=argparse.REMAINDER, metavar="...", help="the arguments of the script")
     found = vars(parser.parse_args(arguments))
     ours = [*(field.name for field in fields(Detox)), "attack"]

@@ -107,7 +107,7 @@ class Frontend:
             text = f"seeded alike inside each group, by {seed} (--group-seed)"
             self.script.tell(f"random states of {', '.join(names)}", text)
         elif names:
-            text = "differed inside a group; its members go on from a seed of its lowest rank"
+            text = "differed inside a group; its members now use a seed of its lowest rank"
             self.script.tell(f"random states of {', '.join(names)}", text)
 
 

@@ -106,7 +106,7 @@ class Layout:
     def __post_init__(self) -> None:
         for name, _, dtype in self.parameters:
             if dtype not in _DTYPES and dtype != SIGN:
-                raise ValueError(f"{name} is of {dtype}: gradients are of {', '.join(_DTYPES)}")
+                raise ValueError(f"{name} is {dtype}, but must be one of {', '.join(_DTYPES)}")
 
     @cached_property
     def buffers(self) -> Buffers:

@@ -16,8 +16,8 @@ def advise(comparison: Comparison) -> tuple[str, ...]:
 
     >>> from horovod_detox.planning.comparison import compare
     >>> for sentence in advise(compare(Job(ranks=4, byzantine=2))):
-    ...     print(sentence)
-    2 faulty ranks of 4 are no minority: no setting can tell who is right. Start at least 5 ranks.
+    ...     print(sentence.partition(". ")[0])
+    2 faulty ranks of 4 are not a minority: no setting can tell who is right
     """
     return (
         *_about_ranks(comparison),
@@ -56,8 +56,8 @@ def _about_ranks(comparison: Comparison) -> Iterator[str]:
         yield _nothing_to_tolerate(comparison)
     elif 2 * job.byzantine >= job.ranks:
         yield (
-            f"{_ranks(job.byzantine)} of {job.ranks} are no minority: no setting can tell who is "
-            f"right. Start at least {2 * job.byzantine + 1} ranks."
+            f"{_ranks(job.byzantine)} of {job.ranks} are not a minority: no setting can tell who "
+            f"is right. Start at least {2 * job.byzantine + 1} ranks."
         )
     else:
         exact = comparison.redundancies[-1]
@@ -157,7 +157,7 @@ def _exact(job: Job, redundancy: Redundancy) -> str:
     sentence = (
         f"{'Recommended' if is_least else 'Exact, at a price'}: Detox("
         f'group_size={redundancy.group_size}, outer="mean", num_byzantine={job.byzantine}). '
-        f"{_ranks(job.byzantine)} cannot outvote a group of {min(redundancy.sizes)}, whichever: "
+        f"{_ranks(job.byzantine)} cannot outvote a group of {min(redundancy.sizes)} anywhere: "
         "training is bit-identical to the fault-free run and every faulty rank is named. "
         f"{_price(redundancy)}"
     )

@@ -64,8 +64,8 @@ class Team:
                 yield
         except ExchangeTimeout as error:
             more = (
-                "This rank is at the end of an epoch: have all ranks as many batches in it? Deal "
-                "the data evenly, or give fit the same steps_per_epoch everywhere"
+                "This rank is at the end of an epoch: do all ranks have equally many batches? "
+                "Deal the data evenly, or give fit the same steps_per_epoch on all ranks"
             )
             error.args = (f"{error}. {more}",)
             raise
@@ -149,7 +149,7 @@ def _check_equal(steps: Sequence[int | None], team: Team) -> None:
         raise ValueError(
             f"ranks have different numbers of batches in an epoch: {found}. They would wait for "
             "each other at its end: deal the data evenly, as hvd.shard does, or give fit the "
-            "same steps_per_epoch everywhere, and data that repeats"
+            "same steps_per_epoch on all ranks, and data that repeats"
         )
 
 
@@ -195,7 +195,7 @@ class StopTogether(keras.callbacks.Callback):
             self._stops = self.model.stop_training = True
         elif wanting and not self._stops:
             self._team.warn(
-                f"ranks {self._team.names(wanting)} set model.stop_training, but not most ranks "
-                "of most groups: the training goes on, on all ranks. Give all ranks the same "
-                "callbacks, and let them decide by what is the same"
+                f"ranks {self._team.names(wanting)} set model.stop_training, but most ranks of "
+                "most groups did not: all ranks go on training. Give all ranks the same "
+                "callbacks, which decide by what is the same on all ranks"
             )

@@ -17,5 +17,5 @@ def join() -> tf.Tensor:
         RuntimeError: in a tf.function.
     """
     if not tf.executing_eagerly():
-        raise RuntimeError("call hvd.join() eagerly: in a tf.function it would not wait")
+        raise RuntimeError("call hvd.join() outside of tf.function: inside it would not wait")
     return tf.constant(context.join(lambda: int(hvd.join())))

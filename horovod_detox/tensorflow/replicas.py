@@ -97,7 +97,7 @@ def guard(*things: Any) -> None:
         variables = [thing] if isinstance(native(thing), tf.Variable) else None
         variables = getattr(thing, "variables", None) if variables is None else variables
         if variables is None:
-            raise TypeError(f"hvd.guard({thing!r}): it is for variables and what has some")
+            raise TypeError(f"hvd.guard takes variables and objects that have some, not {thing!r}")
         holdings.hold(variables)
 
 

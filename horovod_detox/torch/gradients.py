@@ -227,8 +227,8 @@ class GradientExchange:
         if changed := self._early.end():
             names = ", ".join(map(self._name_of, changed))
             raise RuntimeError(
-                f"the gradients of {names} were changed in the backward pass after they had left: "
-                "the update is without the change. Change a gradient in a hook of its parameter "
+                f"the gradients of {names} were changed in the backward pass after they were sent: "
+                "the update lacks the change. Change a gradient in a hook of its parameter "
                 "(register_post_accumulate_grad_hook), or set Detox(overlap_bytes=0)"
             )
         return self._exchanged
@@ -336,7 +336,7 @@ class GradientExchange:
         if self._early.has_left(parameter):
             raise RuntimeError(
                 f"the gradient of {self._name_of(parameter)} was computed again in one backward "
-                "pass, after it had left, as by a reentrant checkpoint: use "
+                "pass, after it was sent, as by a reentrant checkpoint: use "
                 "checkpoint(use_reentrant=False), or Detox(overlap_bytes=0)"
             )
 

@@ -188,8 +188,8 @@ class Holdings:
             self._guarded.setdefault(thing, next(self._number))
         else:
             raise TypeError(
-                f"hvd.guard({thing!r}): it is for modules, tensors, optimizers, and what has "
-                "state_dict() and load_state_dict()"
+                "hvd.guard takes modules, tensors, optimizers, and objects with state_dict() and "
+                f"load_state_dict(), not {thing!r}"
             )
 
     def _of_guarded(self) -> Iterator[Piece]:

@@ -37,7 +37,7 @@ def _of_most_groups(votes: Mapping[int, Any], groups: Groups) -> Any:
     text, count = Counter(texts.values()).most_common(1)[0]
     if 2 * count <= len(groups):
         said = {f"group {group}": vote for group, vote in votes.items()}
-        raise NoAgreement(f"no value is that of most of {len(groups)} groups: {said}")
+        raise NoAgreement(f"hvd.agree: no value has a majority of the {len(groups)} groups: {said}")
     return next(vote for group, vote in votes.items() if texts[group] == text)
 
 
@@ -61,5 +61,5 @@ def agreed(votes: Mapping[int, Any], groups: Groups, by: str) -> Any:
         NoAgreement: when no group has a vote, or no value has most groups.
     """
     if not votes:
-        raise NoAgreement("no group has a majority: do its members see the same data?")
+        raise NoAgreement("hvd.agree: no group has a majority: do its members see the same data?")
     return RULES[by](votes, groups)

@@ -46,7 +46,7 @@ _VERBS = {
     MISCALCULATION: "miscalculated",
     DIVERGENCE: "diverged",
     OUT_OF_STEP: "was out of step",
-    RECEPTION: "received badly",
+    RECEPTION: "received wrong data",
     SUSPICION: "was suspected",
     DRIFT: "drifted",
 }
@@ -217,8 +217,8 @@ class Ledger:
         for what, ranks in findings.undecided.items():
             if self._logs:
                 log.warning(
-                    "step %d: ranks %s hold something different as %s, and no majority the same: "
-                    "nobody can tell which is right, and it is left alone",
+                    "step %d: ranks %s hold different values of %s, and no value has a majority: "
+                    "nobody can tell which is right, so nothing was changed",
                     step,
                     listed(self._named(ranks)),
                     what,
@@ -312,7 +312,10 @@ class Ledger:
                 try:
                     callback(event)
                 except Exception:  # this rank goes on as all others do
-                    log.exception("a callback of on_fault failed at %s", event)
+                    log.exception(
+                        "a callback of hvd.on_fault failed; training goes on. The fault was: %s",
+                        event,
+                    )
 
     def _tell_what_is_over(self, step: int) -> None:
         """Log which faults were told and were not found for some exchanges."""
@@ -321,7 +324,7 @@ class Ledger:
                 if fault.is_said and self._steps - fault.exchanges >= QUIET:
                     fault.is_said = False
                     who = self._who(kind, culprit)
-                    log.warning("step %d: over: %s %s", step, who, str(fault))
+                    log.warning("step %d: not any more: %s %s", step, who, str(fault))
 
     def _who(self, kind: str, culprit: int) -> str:
         """Name a rank or a group, and what it did."""

@@ -136,12 +136,12 @@ class Event:
             ABSTENTION: f"group {self.group} had no majority and was left out (ranks {members})",
             NON_FINITE: f"group {self.group} voted a non-finite gradient (ranks {members})",
             MISCALCULATION: f"rank {ranks} computed a wrong part of the update",
-            DIVERGENCE: f"rank {ranks} held another update of the step before than most ranks",
+            DIVERGENCE: f"rank {ranks} held another update than most ranks after the step before",
             OUT_OF_STEP: f"rank {ranks} has stepped more or less often than most ranks since the "
-            "exchange before: it holds other weights",
-            RECEPTION: f"rank {ranks} does not receive what others send",
-            SUSPICION: f"one of ranks {ranks} is faulty: the first sends, or the second receives, "
-            "other words than were fingerprinted",
+            "last exchange: it holds other weights",
+            RECEPTION: f"rank {ranks} receives something else than others send",
+            SUSPICION: f"one of ranks {ranks} is faulty: what the second received is not what the "
+            "first has a fingerprint of",
             DRIFT: f"rank {ranks} drifted",
         }
         why = "" if self.cause is None or self.cause.kind in UNEXPLAINED else f": {self.cause}"
@@ -224,7 +224,7 @@ class FaultReport:
         found += [f"{who} miscalculated in {n}" for who, n in self._culprits(self.miscalculations)]
         found += [f"{who} diverged in {n}" for who, n in self._culprits(self.divergences)]
         found += [f"{who} was out of step in {n}" for who, n in self._culprits(self.out_of_step)]
-        found += [f"{who} received badly in {n}" for who, n in self._culprits(self.receptions)]
+        found += [f"{who} received wrong data in {n}" for who, n in self._culprits(self.receptions)]
         found += [f"{who} drifted in {n}" for who, n in self._culprits(self.drifts)]
         found += [f"{who} was suspected in {n}" for who, n in self._culprits(self.suspicions)]
         skipped = f", {self.skipped} of them skipped" if self.skipped else ""

@@ -163,18 +163,18 @@ def _loaded(message: bytes) -> Any:
     try:
         return json.loads(message)
     except (ValueError, RecursionError) as error:
-        raise BadMessage("no JSON") from error
+        raise BadMessage("not JSON") from error
 
 
 def _number(kind: type, value: Any) -> Any:
     if type(value) not in (int, kind) or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is no number that could be meant")
+        raise ValueError(f"{value!r} is not a number in range")
     return kind(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MOST_TEXT:
-        raise ValueError("no text that could be meant")
+        raise ValueError("a value is not a text, or too long")
     return "".join(letter if letter.isprintable() else " " for letter in value)
 
 
@@ -185,5 +185,5 @@ def _waiting(told: Any) -> Waiting:
 
 def _seen(told: Any) -> Seen:
     if told["state"] not in STATES:
-        raise ValueError(f"{told['state']!r} is no state of a process")
+        raise ValueError(f"{told['state']!r} is not a state of a process")
     return Seen(told["state"], _number(float, told["still"]), _text(told["hint"]))

@@ -74,8 +74,9 @@ class Hub:
         if not self._told_of_strangers:
             self._told_of_strangers = True
             log.warning(
-                "a process that is no rank of this job tried to connect to its watch on rank 0 or "
-                "its deputy, and was refused"
+                "a process that is not a rank of this job tried to connect to it, and was refused: "
+                "see who can reach the ports of host %s",
+                socket.gethostname(),
             )
         return False
 

@@ -186,8 +186,8 @@ class Judge:
         self._began = None
         if ranks := [rank for rank, known in enumerate(self._ranks) if not known.is_known()]:
             yield Finding(
-                f"the watch has never heard ranks {ranks} and cannot tell when they stop: open "
-                "the ports between the hosts, else waits for them end late"
+                f"nothing was ever heard from ranks {ranks}, so nobody can tell when they stop: "
+                "open the ports between the hosts, or waits for them end late"
             )
 
     def _waits(self, now: float) -> dict[str, dict[int, Waiting]]:

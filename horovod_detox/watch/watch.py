@@ -190,7 +190,9 @@ class Watch:
             except Exception:  # a rank whose watch has ended would be taken for a silent one
                 if not self._told_of_failure:
                     self._told_of_failure = True
-                    log.exception("rank %d: the watch has failed, and goes on", self.rank)
+                    log.exception(
+                        "rank %d: watching the other ranks failed, and is tried again", self.rank
+                    )
                 due = time.monotonic() + SECONDS
                 time.sleep(SECONDS)
 

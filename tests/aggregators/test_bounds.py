@@ -56,7 +56,7 @@ def test_max_f(name, parameters):
         (TrimmedMean(1), 2, r"TrimmedMean needs n >= 2f \+ 1: 2 votes with f = 1 \(needs 3\)"),
         (MDA(3), 6, r"MDA needs n >= 2f \+ 1: 6 votes with f = 3"),
         (Median(), 0, r"Median needs n >= 2f \+ 1: 0 votes with f = 0"),
-        (Mean(), 0, r"Mean stands no faulty vote: 0 votes"),
+        (Mean(), 0, r"Mean tolerates no faulty vote: 0 votes"),
         (Krum(), 2, r"Krum needs n >= 2f \+ 3: 2 votes with f = 0 \(needs 3\)"),
         (SMEA(9), 20, r"SMEA searches at most 10000 subsets: 20 votes with f = 9 have more"),
         (SMEA(10), 20, r"SMEA needs n >= 2f \+ 1"),
@@ -115,9 +115,9 @@ def test_with_f():
     assert Chain(NearestNeighborMixing(), Krum()).with_f(2, 15).fit(15).rule == Krum(2)
     with pytest.raises(ValueError, match=r"Krum needs n >= 2f \+ 3: 15 votes with f = 7"):
         Krum().with_f(7, 15)
-    with pytest.raises(ValueError, match=r"Krum\(f=1\) does not stand 2 faulty votes among 15"):
+    with pytest.raises(ValueError, match=r"Krum\(f=1\) does not tolerate 2 faulty votes among 15"):
         Krum(1).with_f(2, 15)
-    with pytest.raises(ValueError, match="Mean stands no faulty vote: 15 votes with f = 1"):
+    with pytest.raises(ValueError, match="Mean tolerates no faulty vote: 15 votes with f = 1"):
         Mean().with_f(1, 15)
 
 
@@ -149,7 +149,7 @@ def test_other_parameters_are_checked():
         Bucketing(0)
     with pytest.raises(ValueError, match="CenteredClipping: iterations = 0 must be"):
         CenteredClipping(1.0, iterations=0)
-    with pytest.raises(ValueError, match=r"Median.* is no pre-aggregator"):
+    with pytest.raises(ValueError, match=r"Median.* is not a pre-aggregator"):
         Chain(Median(), Median())  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="cannot be the rule after a pre-aggregator"):
         Chain(Bucketing(2), Bucketing(2))

@@ -93,7 +93,7 @@ def test_one_gram_matrix_serves_all_buckets():
 def test_max_f(inner, buckets, outer, n, most):
     rule = Hierarchy(inner, outer, buckets)
     assert rule.max_f(n) == most
-    with pytest.raises(ValueError, match=r"needs n >=|stands no faulty vote"):
+    with pytest.raises(ValueError, match=r"needs n >=|tolerates no faulty vote"):
         rule.with_f(most + 1, n).check(n)
     if most >= 0:
         rule.with_f(most, n).check(n)
@@ -125,12 +125,12 @@ def test_with_f_is_divided_among_the_levels():
     assert Hierarchy(Mean(), Bulyan()).with_f(2, 15) == Hierarchy(Mean(), Bulyan(2))
     given = Hierarchy(TrimmedMean(1), Krum(1), 5)
     assert given.with_f(3, 15) == given
-    with pytest.raises(ValueError, match=r"Krum\(f=0\) does not stand 1 faulty votes among 5"):
+    with pytest.raises(ValueError, match=r"Krum\(f=0\) does not tolerate 1 faulty votes among 5"):
         Hierarchy(TrimmedMean(1), Krum(0), 5).with_f(2, 15)
     with pytest.raises(
         ValueError,
-        match=r"15 votes in 5 buckets, each lost to 2 of 4 faulty votes: Krum needs n >= 2f \+ 3: "
-        r"5 votes with f = 2 \(needs 7\)",
+        match=r"15 votes in 5 buckets, each corrupted by 2 of 4 faulty votes: Krum needs "
+        r"n >= 2f \+ 3: 5 votes with f = 2 \(needs 7\)",
     ):
         rule.with_f(4, 15)
 
@@ -213,7 +213,7 @@ def test_chained_centered_clipping_keeps_its_centre():
 def test_what_cannot_be_a_level_is_refused():
     with pytest.raises(ValueError, match="cannot be an inner aggregator"):
         Hierarchy(Hierarchy(Mean(), Mean()), Mean())
-    with pytest.raises(ValueError, match="chain a rule after it"):
+    with pytest.raises(ValueError, match="put a rule after it"):
         Hierarchy(Mean(), Bucketing(2))
     with pytest.raises(ValueError, match="there must be at least one"):
         Hierarchy(Mean(), Mean(), 0)

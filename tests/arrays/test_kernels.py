@@ -188,7 +188,7 @@ def test_compilation_is_announced_and_happens_once(tmp_path):
         )
         return result.stdout.strip(), result.stderr.strip()
 
-    assert run() == ("2", "compiling the column kernels, once on this machine")
+    assert run() == ("2", "compiling the aggregation rules with numba, once on this machine")
     assert run() == ("0", "")
 
 

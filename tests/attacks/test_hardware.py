@@ -58,7 +58,7 @@ def test_bit_flip_of_the_sign():
 def test_bit_flips_that_do_not_fit():
     with pytest.raises(ValueError, match="count 65 is greater than 64 bits"):
         BitFlip(65).corrupt(Scene(own=gradients(2)))
-    with pytest.raises(ValueError, match=r"bits \(20,\) of float16: 16 bits wide"):
+    with pytest.raises(ValueError, match=r"bits \(20,\): float16 has 16"):
         BitFlip(bits=(20,)).corrupt(Scene(own=gradients(2, dtype=np.float16)))
 
 

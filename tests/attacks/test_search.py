@@ -116,5 +116,5 @@ def test_a_lie_that_makes_the_update_nan_counts_as_the_greatest_harm():
 
 
 def test_optimal_attacks_demand_an_aggregation():
-    with pytest.raises(ValueError, match="OptimalInnerProduct needs the aggregation"):
+    with pytest.raises(ValueError, match="OptimalInnerProduct needs the rule that it attacks"):
         OptimalInnerProduct().corrupt(scene_of(aggregate=None))

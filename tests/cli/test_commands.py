@@ -125,13 +125,13 @@ def test_a_module_of_no_extra_is_a_bug_and_raises(monkeypatch):
         ("plan --ranks 4 --byzantine 1 --hosts a:x", "plan: hosts = 'a:x' is neither a number"),
         ("plan --ranks 4 --byzantine 1 --hosts :4", "plan: hosts = ':4' is neither a number"),
         ("plan --ranks 4 --byzantine 1 --hosts a:2,b:3", "plan: the hosts have 5 slots for 4"),
-        ("plan --ranks 4 --byzantine 1 --hosts 5", "plan: hosts = 5: there must be from 1 to 4"),
+        ("plan --ranks 4 --byzantine 1 --hosts 5", "plan: hosts = 5: it must be from 1 to 4"),
         ("plan --ranks 4 --byzantine 1 --steps 9", "plan: --fault-rate and --steps belong toget"),
         ("plan --ranks 4 --byzantine 1 --fault-rate 0.1", "--fault-rate and --steps belong toge"),
         (f"{FAULTS} --fault-rate 1 --steps 9", "plan: fault_rate = 1.0: it must be a chance, from"),
         (f"{FAULTS} --fault-rate 0.1 --steps 0", "plan: steps = 0: it must be at least 1"),
         (f"{FAULTS} --fault-rate 0.1 --steps 9 --scrub-every 0", "plan: scrub_every = 0: it must"),
-        ("plan --ranks 4 --byzantine 1 --hosts 0", "plan: hosts = 0: there must be from 1 to 4"),
+        ("plan --ranks 4 --byzantine 1 --hosts 0", "plan: hosts = 0: it must be from 1 to 4"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, capsys):

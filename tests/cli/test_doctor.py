@@ -98,13 +98,13 @@ def raising(error):
         ),
         (
             lambda m, patch: patch.setattr(installation.shutil, "which", lambda *_, **__: None),
-            "horovodrun is not there\n         install Horovod",
+            "horovodrun is not installed\n         install Horovod",
         ),
         (
             lambda m, patch: patch.setattr(
                 installation.compilation, "prepare", raising(RuntimeError("no compiler"))
             ),
-            "the column kernels do not compile: RuntimeError: no compiler\n         install",
+            "the aggregation rules do not compile: RuntimeError: no compiler\n         install",
         ),
         (
             lambda m, patch: patch.setenv("HOROVOD_DETOX_GRUOP_SIZE", "3"),
@@ -140,7 +140,7 @@ def test_exit_codes_of_an_installation(machine, alone, monkeypatch, capsys):
     assert "horovodrun -np 6 horovod-detox doctor" in capsys.readouterr().out
     machine["torch"].__version__ = "2.0"
     assert main(["doctor"]) == 1
-    assert "No job can run here before this is solved" in capsys.readouterr().out
+    assert "No job can run here until this is solved" in capsys.readouterr().out
     monkeypatch.setattr(doctor, "horovod_metadata", lambda: {"tensorflow": "2.21.0"})
     assert main(["doctor", "--framework", "torch"]) == 2
     assert "Horovod was built for tensorflow only" in capsys.readouterr().err

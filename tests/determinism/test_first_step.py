@@ -304,7 +304,9 @@ def test_weights_that_are_broadcast_after_the_first_step_are_no_fault(skips, cap
         assert (failure is not None) == skips
         assert second[0] == 0.5
         assert (report.steps, report.events) == (2, ())
-    assert told(caplog)[0].startswith("first step: the ranks train different weights. If they do")
+    assert told(caplog)[0].startswith(
+        "first step: the ranks have different weights. If they still do"
+    )
 
 
 def test_weights_that_differ_between_groups_are_refused_in_the_second_step(caplog):
@@ -325,7 +327,9 @@ def test_a_rank_with_other_weights_is_named_beside_its_dissent(caplog):
     for ((first, _), _), report in train(lambda rank, step: rank == 2, [copies, copies]):
         assert first[0] == 0.5
         assert report.dissents == {2: 2}
-    assert told(caplog)[0].startswith("first step: ranks [2] train other weights than most: broad")
+    assert told(caplog)[0].startswith(
+        "first step: ranks [2] have other weights than most. If they are not faulty, broad"
+    )
 
 
 def test_gradients_that_differ_while_weights_do_not_are_refused_at_once():

@@ -133,8 +133,8 @@ CASES = {
     "run to run, one rank of several": (
         4,
         {2: {("repeated", "conv1.bias"): "other"}},
-        "nondeterministic at tensor conv1.bias: rank 2's own two computations differ, those of the "
-        "others with the same settings do not: probably a fault",
+        "nondeterministic at tensor conv1.bias: rank 2's own two computations differ, but not "
+        "those of the others with the same settings: probably a fault",
     ),
     "run to run, by a setting": (
         4,
@@ -151,15 +151,15 @@ CASES = {
     "weights of two": (
         2,
         {1: {("weights", "fc.weight"): "other", **ODD}},
-        "the weights differ before anything is computed at tensor fc.weight: rank 1 from the "
-        "others: broadcast them first (broadcast_parameters, broadcast_variables)",
+        "rank 1 had other weights than the others before anything was computed, at tensor "
+        "fc.weight: broadcast them first (broadcast_parameters, broadcast_variables)",
     ),
     "a weight of one": (
         4,
         {3: {("weights", "fc.weight"): "other", **ODD}},
-        "the weights differ before anything is computed at tensor fc.weight: rank 3 from the "
-        "others: broadcast them first (broadcast_parameters, broadcast_variables); if they were, "
-        "rank 3 is faulty",
+        "rank 3 had other weights than the others before anything was computed, at tensor "
+        "fc.weight: broadcast them first (broadcast_parameters, broadcast_variables); if they "
+        "were, rank 3 is faulty",
     ),
 }
 
@@ -258,7 +258,7 @@ def test_batches_of_other_structures_are_refused_everywhere():
     def program(collectives):
         from_first_rank(collectives, "batch", [("int8", (0,), NOTHING)] * (collectives.rank + 1))
 
-    failing_everywhere(program, 3, ValueError, r"consists of \[1, 2, 3\] tensors")
+    failing_everywhere(program, 3, ValueError, r"has \[1, 2, 3\] tensors, by rank")
 
 
 def test_a_rank_that_fails_ends_the_preflight_everywhere():

@@ -33,7 +33,7 @@ def test_who_receives_the_update_wrongly_is_named_in_the_next_step():
         assert report.divergences == {2: 1}
         assert (report.dissents, report.receptions) == ({}, {})
     event = results[0][1].events[0]
-    assert str(event) == "step 1: rank 2 held another update of the step before than most ranks"
+    assert str(event) == "step 1: rank 2 held another update than most ranks after the step before"
 
 
 @pytest.mark.parametrize("exchange", ["sharded", "gathered", "leaders"])
@@ -71,4 +71,4 @@ def test_half_of_the_ranks_with_another_update_end_the_job():
             engine._digest = engine._digest + 1
         engine.exchange(words, LAYOUT)
 
-    failing_everywhere(program, 6, RanksDisagree, "no update of step 0 is that of most ranks")
+    failing_everywhere(program, 6, RanksDisagree, "in step 0 at most half of the ranks")

@@ -119,8 +119,10 @@ def test_after_too_many_in_a_row_the_job_ends_with_what_happened(caplog):
         assert failures == [False, True, True, True, False, True, True, True]
         assert report.skipped == 6
         text = str(error)
-        assert text.startswith("no update in this step: every group lost its majority. Without a ")
-        assert "More than 3 in a row are not skipped (Detox(max_skipped_steps=)). So far: " in text
+        assert text.startswith(
+            "step 8: no update in this step: every group lost its majority. With"
+        )
+        assert "Detox(max_skipped_steps=3) skips no more in a row. So far: " in text
         assert text.endswith(
             "group 0 abstained in 7, group 1 abstained in 7, group 2 abstained in 7 of 9 steps, 6 "
             "of them skipped"

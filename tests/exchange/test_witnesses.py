@@ -116,7 +116,9 @@ def test_a_single_witness_finds_a_wrong_owner_but_cannot_tell_who_errs(outer):
         value = np.full(50, 1.0 + plan.groups.of(collectives.rank))
         Engine(mine, collectives).exchange(layout.pack([value]), layout)  # type: ignore[arg-type]
 
-    failing_everywhere(program, 8, NoMajority, r"ranks \[.*2.*\] aggregated the same votes to diff")
+    failing_everywhere(
+        program, 8, NoMajority, r"ranks \[.*2.*\] computed different results from the"
+    )
 
 
 class TwoFaced(Tampering):

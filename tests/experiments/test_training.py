@@ -200,7 +200,7 @@ def test_settings_that_do_not_fit_cost_no_rows(run, tmp_path: Path):
     for wrong, message in (
         (["--methods", "detox_multi_krum"], "MultiKrum"),
         (["--global-batch", "91"], "91 cannot be divided among 9 groups"),
-        (["--attacks", "a_little_is_enough", "--faulty", "5"], "no z follows"),
+        (["--attacks", "a_little_is_enough", "--faulty", "5"], "z is defined for n >= 3"),
     ):
         with pytest.raises(SystemExit, match=message):
             run("grid", *flags, *wrong)

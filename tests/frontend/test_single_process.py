@@ -52,4 +52,4 @@ def test_one_process_trains_plainly():
         [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=60
     )
     assert job.returncode == 0, job.stderr
-    assert job.stderr.count("one process: it trains plainly") == 1
+    assert job.stderr.count("only one rank: it trains without DETOX") == 1

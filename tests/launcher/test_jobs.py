@@ -87,7 +87,7 @@ def test_pytorch_scripts(tmp_path):
         "random states of python, NumPy, PyTorch: seeded alike inside each group, by 0 "
         "(--group-seed)",
         "DistributedSampler: deals to 2 groups instead of 6 ranks",
-        "random states of PyTorch: differed inside a group; its members go on from a seed of its "
+        "random states of PyTorch: differed inside a group; its members now use a seed of its "
         "lowest rank",
         "ElasticSampler: deals to 2 groups instead of 6 ranks",
     ]

@@ -110,4 +110,7 @@ def test_one_process_trains_plainly(folder):
     done = python(folder, "-m", "horovod_detox", str(script), "--num-iters", "1")
     assert done.returncode == 0, done.stderr
     assert "per rank: " in done.stdout
-    assert done.stderr == "one process: it trains plainly, there is nobody to vote with\n"
+    assert (
+        done.stderr
+        == "only one rank: it trains without DETOX, as there is no other rank to vote with\n"
+    )

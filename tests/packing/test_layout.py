@@ -83,5 +83,5 @@ def test_the_path_in_a_name_is_for_messages_only():
 
 
 def test_integers_cannot_be_gradients():
-    with pytest.raises(ValueError, match="step is of int64: gradients are of float16"):
+    with pytest.raises(ValueError, match="step is int64, but must be one of float16"):
         Layout((("step", (1,), "int64"),))

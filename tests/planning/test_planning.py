@@ -270,7 +270,7 @@ def test_the_host_with_most_harm_is_reported():
         (6, 2, ["Too few ranks for 2 faulty ones in groups of 3", "it takes 9 ranks"]),
         (18, 7, ["Too few ranks for 7 faulty ones in groups of 3"]),  # groups of 6 may tie
         (5, 2, ["2 faulty ranks cannot outvote a group of 5"]),
-        (8, 4, ["4 faulty ranks of 8 are no minority", "at least 9 ranks"]),
+        (8, 4, ["4 faulty ranks of 8 are not a minority", "at least 9 ranks"]),
         (2, 2, ["at least 5 ranks"]),
     ],
 )

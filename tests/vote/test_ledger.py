@@ -67,13 +67,13 @@ def test_a_fault_that_lasts_is_told_from_one_that_is_over(caplog):
     assert caplog.messages == [
         "step 3: group 0 outvoted rank 2",
         "step 7: group 1 had no majority and was left out (ranks 1, 3, 5)",
-        "step 13: over: rank 2 dissented in step 3",
-        "step 17: over: group 1 abstained in step 7",
+        "step 13: not any more: rank 2 dissented in step 3",
+        "step 17: not any more: group 1 abstained in step 7",
         "step 50: group 0 outvoted rank 4",
         "step 59: rank 4 dissented in 10 steps, 50 to 59",
         "step 100: group 0 outvoted rank 0, 4",
         "step 109: rank 0 dissented in 10 steps, 100 to 109",
-        "step 129: over: rank 0 dissented in 20 steps, 100 to 119",
+        "step 129: not any more: rank 0 dissented in 20 steps, 100 to 119",
         "step 149: rank 4 dissented in 100 steps, 50 to 149",
     ]
     assert ledger.report().spans == {
@@ -120,8 +120,9 @@ def test_a_callback_that_fails_stops_nobody(caplog):
     ledger.record(0, Verdict((Vote((0,), dissenters=(2, 4)), Vote(None))))
     assert len(told) == 2
     assert ledger.report().dissents == {2: 1, 4: 1}
-    assert (
-        caplog.messages[0] == "a callback of on_fault failed at step 0: group 0 outvoted rank 2, 4"
+    assert caplog.messages[0] == (
+        "a callback of hvd.on_fault failed; training goes on. The fault was: step 0: group 0 "
+        "outvoted rank 2, 4"
     )
 
 

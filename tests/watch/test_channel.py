@@ -104,7 +104,7 @@ def test_strangers_are_refused_and_told_of_once(hub, context, caplog):
             honest.send(b"it is me")
             assert received(hub, 5) == [(0, b"it is me")]
             assert received(hub, 0.5) == []
-    told = [text for text in caplog.messages if "is no rank of this job" in text]
+    told = [text for text in caplog.messages if "is not a rank of this job" in text]
     assert len(told) == 1
     for each in (honest, *strangers, wrong_server):
         each.close()

@@ -274,7 +274,7 @@ def test_of_ranks_that_were_never_heard_nothing_is_known():
     job = Job(timeout=20.0)
     job.run(300, [EXCHANGE, EXCHANGE, None], silent=[2])
     (text,) = [text for _, text in job.said()]
-    assert text.startswith("the watch has never heard ranks [2]")
+    assert text.startswith("nothing was ever heard from ranks [2]")
     assert not job.ends()
 
 

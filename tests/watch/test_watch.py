@@ -163,8 +163,8 @@ def test_a_watch_that_fails_goes_on_and_says_so_once(job, caplog, monkeypatch):
     monkeypatch.undo()
     watches[1].leave("its script has ended")
     assert until(lambda: 1 in watches[0]._departed)
-    assert [text for text in caplog.messages if "watch has failed" in text] == [
-        "rank 1: the watch has failed, and goes on"
+    assert [text for text in caplog.messages if "failed" in text] == [
+        "rank 1: watching the other ranks failed, and is tried again"
     ]
 
 

@@ -32,18 +32,18 @@ IGNORE = 1
 
 OF_DRAWS = (
     "draws random numbers in a parallel {step}, in another order on every rank, so that the ranks "
-    "of a group get other batches. Cure: {step}(..., num_parallel_calls=None), or "
+    "of a group get different batches. Use {step}(..., num_parallel_calls=None), or "
     "tf.random.stateless_uniform and its like with seeds from the data, or, at the start of the "
     "script, tf.config.experimental.enable_op_determinism()"
 )
 OF_ORDER = (
     "{step} with deterministic=False gives its elements in another order on every rank, so that "
-    "the ranks of a group get other batches. Cure: deterministic=True, there or in the options "
+    "the ranks of a group get different batches. Use deterministic=True, there or in the options "
     "of the dataset"
 )
 OF_WORKERS = (
     "draws random numbers in {workers}, in another order on every rank, so that the ranks of a "
-    "group get other batches. Cure: workers=1, use_multiprocessing=False, or a generator that is "
+    "group get different batches. Use workers=1, use_multiprocessing=False, or a generator that is "
     "made from the index in each __getitem__, as np.random.default_rng([seed, index])"
 )
 

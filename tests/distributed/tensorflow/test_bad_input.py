@@ -106,7 +106,7 @@ def test_no_gradient_at_all(start):
 def test_gradients_of_integers_are_refused(start):
     start(group_size=2)
     optimizer = hvd.DistributedOptimizer(sgd())
-    with pytest.raises(ValueError, match="is of complex64: gradients are of float16"):
+    with pytest.raises(ValueError, match="is complex64, but must be one of float16"):
         optimizer.apply([tf.ones(2, tf.complex64)], [tf.Variable(tf.zeros(2, tf.complex64))])
 
 

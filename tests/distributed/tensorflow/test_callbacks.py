@@ -323,7 +323,9 @@ def test_uneven_epochs_are_refused_at_once_or_explained(start):
     # Nobody knows how many there are: the side that is done says, in the end, what it waits for.
     unknown = pairs((24, 22), 2).filter(lambda inputs, labels: True)
     text = (
-        r"end of an epoch: have all ranks as many batches" if hvd.group() else "in different places"
+        r"end of an epoch: do all ranks have equally many batches"
+        if hvd.group()
+        else "in different places"
     )
     with pytest.raises(Exception, match=text):
         compiled(model()).fit(unknown, shuffle=False, verbose=0)

@@ -298,7 +298,7 @@ def test_scrub_heals_what_was_guarded(start):
     report = hvd.scrub()
     assert report.healed == {0: 1}
     assert (average.numpy()[0], len(set(everywhere(variable.numpy().tolist()[0])))) == (5, 1)
-    with pytest.raises(TypeError, match="it is for variables"):
+    with pytest.raises(TypeError, match="takes variables"):
         hvd.guard(3)
 
 

@@ -124,9 +124,9 @@ def test_a_masked_nan_ends_nothing(start, caplog):
     assert hvd.fault_report().dissents == {2: 2}
     if hvd.rank() == 0:
         assert [text for text in caplog.messages if "stop_training" in text] == [
-            "ranks [2] set model.stop_training, but not most ranks of most groups: the training "
-            "goes on, on all ranks. Give all ranks the same callbacks, and let them decide by "
-            "what is the same"
+            "ranks [2] set model.stop_training, but most ranks of most groups did not: all ranks "
+            "go on training. Give all ranks the same callbacks, which decide by what is the same "
+            "on all ranks"
         ]
 
 

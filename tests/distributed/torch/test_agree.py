@@ -18,14 +18,14 @@ def test_one_rank_decides_nothing_and_is_named(start, caplog):
     assert hvd.agree("stop" if hvd.rank() == 0 else "go on") == "go on"
     assert hvd.agree(torch.tensor(float(hvd.rank() != 1)), by="mean") == 1.0
     named = [r.message for r in caplog.records if "hvd.agree" in r.message]
-    ends = [f"ranks [{rank}] say otherwise than most of their group" for rank in (3, 0, 1)]
+    ends = [f"ranks [{rank}] disagree with most of their group" for rank in (3, 0, 1)]
     assert named == ([f"hvd.agree: {end}" for end in ends] if hvd.rank() == 0 else [])
 
 
 def test_groups_that_think_differently(start):
     start(group_size=2)
     assert hvd.agree(float(hvd.group()), by="mean") == 0.5
-    with pytest.raises(NoAgreement, match="no value is that of most of 2 groups"):
+    with pytest.raises(NoAgreement, match="no value has a majority of the 2 groups"):
         hvd.agree(hvd.group())
     assert hvd.agree(hvd.group(), default=None) is None
     with pytest.raises(NoAgreement, match="no group has a majority"):

@@ -182,7 +182,7 @@ def test_in_a_line_search_it_is_an_error(start):
 def test_after_as_many_as_are_allowed_all_ranks_end(start):
     job = Job(start, OPTIMIZERS["momentum"], lost=(1, 2, 3, 4), max_skipped_steps=2)
     with pytest.raises(
-        NoMajority, match=r"More than 2 in a row are not skipped.*group 0 abstained in"
+        NoMajority, match=r"max_skipped_steps=2\) skips no more in a row.*group 0 abstained in"
     ):
         job.train()
     assert everywhere(job.step) == [3] * hvd.size()
