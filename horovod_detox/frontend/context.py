@@ -338,9 +338,9 @@ class Context:
     def agree(
         self, value: Any, by: str = "majority", default: Any = _NONE, process_set: Any = None
     ) -> Any:
-        """Return one value for all ranks, given what each thinks: it is the same on all of them.
+        """Let all ranks agree on one value, given what each of them thinks, and return it.
 
-        The members of each group, which have the same data, take a vote. Who says otherwise than
+        The members of each group, which have the same data, take a vote. A rank that disagrees with
         most of its group does not count, and is named in a warning.
 
         Args:
@@ -348,8 +348,8 @@ class Context:
                 or lists or dictionaries of such.
             by: how the groups' votes come to one value: "majority" (what more than half of the
                 groups say), or, for numbers, "median" or "mean".
-            default: what to return where there is no such value; not given: `NoAgreement` is raised
-                on all ranks.
+            default: returned where there is no such value; if it is not given, `NoAgreement` is
+                raised on all ranks.
             process_set: the ranks to ask; None: all.
 
         Raises:

@@ -10,12 +10,12 @@ def join() -> tf.Tensor:
     """Wait until all ranks have joined; return the last of them.
 
     Until then the others go on. A group most of whose members have joined has no vote in their
-    exchanges, which is no fault.
+    exchanges; this does not count as a fault.
 
     Raises:
         ValueError: with a tolerance.
         RuntimeError: in a tf.function.
     """
     if not tf.executing_eagerly():
-        raise RuntimeError("call hvd.join() outside of tf.function: inside it would not wait")
+        raise RuntimeError("call hvd.join() outside of tf.function: inside one it would not wait")
     return tf.constant(context.join(lambda: int(hvd.join())))

@@ -42,16 +42,21 @@ def DistributedOptimizer(
 ) -> Any:
     """Turn an optimizer into one that steps with the robust aggregate of all groups' gradients.
 
-    The arguments are those of `horovod.tensorflow.DistributedOptimizer` 0.28, with the meanings
-    told in `frontend.reduction.Reduction` and below. The optimizer remains of its class, is saved
-    and loaded as such, and works in `model.fit`, through `apply_gradients` and `apply`, eagerly and
-    in a tf.function. Gradients are clipped after the exchange.
+    The arguments are those of `horovod.tensorflow.DistributedOptimizer` 0.28, with these meanings.
+    The optimizer keeps its class, is saved and loaded as before, and works in `model.fit`, through
+    `apply_gradients` and `apply`, eagerly and in a tf.function. Gradients are clipped after the
+    exchange.
 
     Args:
         optimizer: of Keras 3, or a `tf.compat.v1.train.Optimizer`; it is changed and returned.
         name: a new name of the optimizer; None: keep it.
         use_locking, device_dense, device_sparse: accepted, without effect.
-        sparse_as_dense, scale_local_gradients: as for `tensorflow.gradients.GradientExchange`.
+        compression: one of `Compression`, or of your own: element by element, and deterministic.
+        op: Average, or Sum: the average times the number of groups.
+        gradient_predivide_factor, num_groups, groups: accepted, without effect.
+        process_set: the ranks that train together; groups are formed among them.
+        sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
+        scale_local_gradients: divide the gradients of local layers by the number of groups.
         backward_passes_per_step: gradients are summed locally over so many calls before they are
             exchanged, by Keras's gradient accumulation.
         average_aggregated_gradients: average them over these calls instead of summing them up.

@@ -82,13 +82,13 @@ on_broadcast.append(holdings.hold)
 
 
 def guard(*things: Any) -> None:
-    """Look after more that the ranks of a group hold alike, as after the weights.
+    """Compare and heal more things that the ranks of a group should hold alike, as the weights.
 
-    What takes part in a step without being trained, in a loop of the script's own, is not found by
-    itself. All ranks call it alike, after it was broadcast.
+    Variables that take part in a training loop without being trained are not found automatically.
+    All ranks call it with the same things, after these were broadcast.
 
     Args:
-        things: variables, or what has `variables`: models, layers, optimizers, metrics.
+        things: variables, or objects that have `variables`: models, layers, optimizers, metrics.
 
     Raises:
         TypeError: for anything else.

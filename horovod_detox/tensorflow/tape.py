@@ -43,13 +43,18 @@ def DistributedGradientTape(
 ) -> Any:
     """Turn a tape into one whose `gradient()` is the robust aggregate of all groups' gradients.
 
-    The arguments are those of `horovod.tensorflow.DistributedGradientTape` 0.28, with the meanings
-    told in `frontend.reduction.Reduction`; the device is that of the gradients. Use it eagerly or
-    in a tf.function, with variables of TensorFlow or Keras 3.
+    The arguments are those of `horovod.tensorflow.DistributedGradientTape` 0.28, with these
+    meanings. Use it eagerly or in a tf.function, with variables of TensorFlow or Keras 3.
 
     Args:
         gradtape: the tape; it is changed and returned.
-        sparse_as_dense, scale_local_gradients: as for `tensorflow.gradients.GradientExchange`.
+        device_dense, device_sparse: accepted, without effect.
+        compression: one of `Compression`, or of your own: element by element, and deterministic.
+        op: Average, or Sum: the average times the number of groups.
+        gradient_predivide_factor, num_groups, groups: accepted, without effect.
+        process_set: the ranks that train together; groups are formed among them.
+        sparse_as_dense: return dense updates for `tf.IndexedSlices`, which always travel densely.
+        scale_local_gradients: divide the gradients of local layers by the number of groups.
         attack: the fault to rehearse, the same on every rank; None: HOROVOD_DETOX_ATTACK.
 
     Raises:

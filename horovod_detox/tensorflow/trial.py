@@ -29,7 +29,9 @@ def preflight(
     All ranks call it, eagerly, after `init` and `broadcast_variables`. The gradient is computed
     with rank 0's variables that are not trained and the same random state everywhere; a Keras model
     is called with `training=True`. Nothing changes: trained variables and the optimizer are not
-    touched, other variables and the random state are as before.
+    touched, other variables and the random state are as before. The report's `str()` is the
+    verdict, `table()` has the settings that differ, and `is_deterministic` says whether the job can
+    use votes.
 
     Args:
         model: a Keras model that has its weights, or a `tf.Module` that can be called.
@@ -38,8 +40,7 @@ def preflight(
         loss: `loss(targets, outputs)`; None: the sum of the outputs' squares.
 
     Returns:
-        the same report on every rank: its `str()` is the verdict, `table()` the conditions that
-        differ, `is_deterministic` whether the job is fit for votes.
+        the report, the same on every rank.
 
     Raises:
         RankFailed: where another rank could not compute the gradient.

@@ -43,18 +43,18 @@ def broadcast_variables(
 ) -> Any:
     """Overwrite variables by those of the root: `tf.Variable` or Keras 3's, eagerly.
 
-    The arguments are those of `horovod.tensorflow.broadcast_variables`. Variables are known by
-    their position, shape and dtype and the last word of their name: Keras makes the rest from what
-    else a rank has built or loaded.
+    The arguments are those of `horovod.tensorflow.broadcast_variables`. Ranks must have
+    the same variables: the same positions, shapes, dtypes and last words of the names. Keras makes
+    the rest of a name from what else a rank has built or loaded.
 
     Args:
         variables: in the same order on every rank of the set.
-        root_rank: whose are taken.
+        root_rank: the rank whose variables are sent.
         process_set: the ranks that take part.
         inplace: accepted, without effect.
 
     Raises:
-        RanksDisagree: on every rank, when their variables are others.
+        RanksDisagree: on every rank, when ranks have different variables.
         ExchangeTimeout: when some rank does not take part.
     """
     natives = [native(variable) for variable in variables]

@@ -9,7 +9,7 @@ def join(device: int = -1) -> int:
     """Wait until all ranks have joined; return the last of them.
 
     Until then the others go on. A group most of whose members have joined has no vote in their
-    exchanges, which is no fault.
+    exchanges; this does not count as a fault.
 
     Args:
         device: where Horovod makes zeros for the others' allreduce; -1: in main memory.

@@ -41,8 +41,7 @@ def DistributedOptimizer(
 ) -> "_DistributedOptimizer":
     """Wrap an optimizer so that it steps with the robust aggregate of all groups' gradients.
 
-    The arguments are those of `horovod.torch.DistributedOptimizer` 0.28, with the meanings told in
-    `frontend.reduction.Reduction` and below.
+    The arguments are those of `horovod.torch.DistributedOptimizer` 0.28, with these meanings.
 
     Args:
         optimizer: its state, defaults and hooks are kept.

@@ -299,14 +299,15 @@ def remember_batches(holdings: Holdings) -> None:
 
 
 def guard(*things: Any) -> None:
-    """Look after more that the ranks of a group hold alike, as after the weights.
+    """Compare and heal more things that the ranks of a group should hold alike, as the weights.
 
-    What takes part in a step without being trained is not found by itself: an exponential moving
-    average of the weights, a learning-rate scheduler, the scale of a GradScaler. Of objects that
-    are no modules, the numbers in their `state_dict()` are looked after. All ranks call it alike.
+    Things that take part in a step without being trained are not found automatically: an
+    exponential moving average of the weights, a learning-rate scheduler, the scale of a GradScaler.
+    Of objects that are not modules, the numbers in their `state_dict()` are compared. All ranks
+    call it, with the same things.
 
     Args:
-        things: modules, tensors, optimizers, or what has `state_dict()` and `load_state_dict()`.
+        things: modules, tensors, optimizers, objects with `state_dict()` and `load_state_dict()`.
 
     Raises:
         TypeError: for anything else.

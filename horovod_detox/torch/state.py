@@ -36,10 +36,10 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
 def broadcast_optimizer_state(
     optimizer: torch.optim.Optimizer, root_rank: int, model: Any = None
 ) -> None:
-    """Overwrite the state and the options of an optimizer by the root's; nothing else.
+    """Overwrite the state and the options of an optimizer by the root's, and nothing else.
 
     Where there is no state yet, `horovod.torch.broadcast_optimizer_state` makes some by a step with
-    gradients of zero: Adam has then made one step more than it has, and weight decay moves
+    gradients of zero: Adam then counts one step too many, and weight decay moves
     parameters. Here a state that the root has not is none on any rank.
 
     Args:

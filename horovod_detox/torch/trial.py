@@ -23,6 +23,8 @@ def preflight(
     All ranks call it, after `init` and `broadcast_parameters`. The gradient is computed with rank
     0's buffers and the same random state everywhere, in the mode in which the model is. Nothing
     changes: weights and their gradients are not touched, buffers and random state are as before.
+    The report's `str()` is the verdict, `table()` has the settings that differ, and
+    `is_deterministic` says whether the job can use votes.
 
     Args:
         model: what is called with the inputs.
@@ -31,8 +33,7 @@ def preflight(
         loss: `loss(outputs, targets)`; None: the sum of the outputs' squares.
 
     Returns:
-        the same report on every rank: its `str()` is the verdict, `table()` the conditions that
-        differ, `is_deterministic` whether the job is fit for votes.
+        the report, the same on every rank.
 
     Raises:
         RankFailed: where another rank could not compute the gradient.

@@ -105,12 +105,13 @@ class Event:
             had no strict majority; `ranks`, its members, are suspects), `non_finite` (the group's
             vote held NaN or infinity and was excluded), `miscalculation` (what `ranks` of the group
             computed for all was not what most of the slice's witnesses computed), `divergence`
-            (`ranks` held another update of the step before than most), `out_of_step` (since the
-            exchange before, the optimizer of `ranks` has stepped more or less often than that of
-            most ranks, so that they hold other weights), `reception` (`ranks` do not
-            receive what others send), `suspicion` (the second of `ranks` says it received other
-            words from the first than these were fingerprinted: one of the two is faulty), `drift`
-            (`ranks` held another state than most ranks, or than most of their group).
+            (`ranks` held another update than most after the step before), `out_of_step` (since the
+            last exchange, the optimizer of `ranks` has stepped more or less often than that of
+            most ranks, so that they hold other weights), `reception` (`ranks`
+            receive something else than others send), `suspicion` (the second of `ranks` says that
+            what it received from the first does not match its fingerprint: one of the two is
+            faulty), `drift` (`ranks` held another state than most ranks, or than most of their
+            group).
         group: index of the group.
         ranks: the ranks concerned, ascending.
         hosts: the host of each of them; empty when all ranks of the job are on one.
@@ -160,15 +161,15 @@ class FaultReport:
         non_finite: number of steps in which each group's vote was not finite.
         miscalculations: number of steps in which each rank computed a wrong part of the update;
             known with `Detox(witnesses=2)` or more.
-        divergences: number of steps in which each rank held another update of the step before.
+        divergences: number of steps after which each rank held another update than most ranks.
         out_of_step: number of steps before which the optimizer of each rank had stepped more or
             less often than that of most ranks.
-        receptions: number of steps in which each rank did not receive what others sent.
-        suspicions: number of steps in which each rank was one of two of which one is faulty.
+        receptions: number of steps in which each rank received something else than others sent.
+        suspicions: number of steps in which each rank was one of two, one of which is faulty.
         drifts: number of steps in which each rank was found to hold another state than most.
         healed: how often each rank was given the state that most hold.
-        causes: number of steps in which each rank dissented, by cause (see `Cause`); dissents of
-            which the cause was not looked for are absent.
+        causes: number of steps in which each rank dissented, by cause (see `Cause`); dissents
+            whose cause was not looked for are absent.
         spans: the first and the last step of each fault, by kind (see `Event`) and rank or group.
         events: the latest facts (`KEPT_EVENTS` at most), oldest first.
         hosts: the host of every rank; empty when they are not known.

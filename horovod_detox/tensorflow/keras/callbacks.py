@@ -25,8 +25,8 @@ class BroadcastGlobalVariablesCallback(_Callback):
     """Start all ranks from the root's weights and optimizer state.
 
     The random states of layers follow from the root's, too: alike inside a group, different across
-    groups. A model that Keras builds in the first step only is broadcast after this step; so that
-    the members of a group begin alike, call `seed_group` before.
+    groups. A model that Keras builds only in the first step is broadcast after that step: call
+    `seed_group` before, so that the members of a group begin with the same weights.
 
     Args:
         root_rank: whose variables are sent.
@@ -73,8 +73,8 @@ class BroadcastGlobalVariablesCallback(_Callback):
 class MetricAverageCallback(_Callback):
     """Average the epoch's metrics over the groups, on every rank alike.
 
-    Where most members of a group agree on a metric, the others do not count. Wherever it stands
-    in the list of `fit`, all callbacks see averages.
+    Where most members of a group agree on a metric, the others do not count. All
+    callbacks see averages, wherever in the list of `fit` this one is.
 
     Args:
         device: accepted, without effect.

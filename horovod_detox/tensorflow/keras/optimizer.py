@@ -29,8 +29,8 @@ def DistributedOptimizer(
 ) -> Any:
     """Turn an optimizer into one that steps with the robust aggregate of all groups' gradients.
 
-    The arguments are those of `horovod.tensorflow.keras.DistributedOptimizer` 0.28, told in
-    `horovod_detox.tensorflow.DistributedOptimizer`.
+    The arguments are those of `horovod.tensorflow.keras.DistributedOptimizer` 0.28, with
+    the meanings that they have in `horovod_detox.tensorflow.DistributedOptimizer`.
     """
     return tensorflow_optimizer.DistributedOptimizer(
         optimizer,
