@@ -14,7 +14,7 @@ def write(results: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sections = [
         "# Benchmarks\n\nWritten by `make bench`; [performance.md](performance.md) says what it "
-        "means. Times are\nmedians; ratios are medians of ratios of neighbours in time.\n\n"
+        "means. Times are\nmedians; ratios are medians of ratios of neighbouring runs.\n\n"
         f"{machine.describe(JOB)}"
     ]
     if exchange := load(results.glob("exchange-*")):
@@ -60,13 +60,14 @@ one rank of every group. A persistent one lied in earlier steps, too; a first-ti
 {times}
 ![Time of the exchanges in multiples of allreduce](exchange.svg)
 
-What a rank sends to others with {largest:,} floats, in multiples of the gradient, counted at the
-seam: the mean of the ranks, which is also what they receive, and the busiest rank. A broadcast
-counts as sent by its root to each other rank. Of allreduce: what a ring needs.
+Bytes that a rank sends to others with {largest:,} floats, in multiples of the gradient, counted
+where they are handed to Horovod: the mean of all ranks (which is also what they receive) and, in
+brackets, the busiest rank. A broadcast counts as sent by its root to each other rank. For
+allreduce: what a ring needs.
 
 {sent}
-By how much the memory of a rank grows at most while an optimizer is made and does its first two
-exchanges, in multiples of the gradient (which is not counted itself); the largest of all ranks.
+Peak growth of a rank's memory while an optimizer is made and does its first two exchanges, in
+multiples of the gradient (which is not counted itself); the largest of all ranks.
 
 {memory}"""
 
@@ -85,8 +86,8 @@ def overlap_section(rows: list[Row]) -> str:
         for row in rows
     ]
     return (
-        "## What a backward pass does not hide\n\nThe time of a step less that of one without any "
-        "exchange, while the backward pass of 16 layers sleeps 25 ms in each.\n\n"
+        "## What a backward pass does not hide\n\nThe time of a step minus that of one without any "
+        "exchange; the backward pass has 16 layers and sleeps 25 ms in each.\n\n"
         + markdown(header, body)
     )
 
@@ -119,9 +120,9 @@ def rules_section(rows: list[Row]) -> str:
 
 Time of each rule on so many votes, and how many times longer a plain version of it takes in NumPy
 (`np.median`, `np.sort`, `np.argsort`, all distances between votes) and in torch (`torch.sort`),
-right after it. A fifth of the votes is reckoned faulty, or fewer if the rule stands fewer. Plain
-versions do not look for votes that are not finite, as the rules do. Left out: more than 200 million
-numbers, for which memory and time of the plain versions grow beyond reason. What takes more than a
+right after it. A fifth of the votes is assumed to be faulty, or fewer if the rule tolerates fewer.
+Plain versions do not look for votes that are not finite, as the rules do. Left out: more than 200
+million numbers, for which the plain versions take too much memory and time. What takes more than a
 second is measured once.
 """
     for threads, floats in dict.fromkeys((row["threads"], row["floats"]) for row in rows):

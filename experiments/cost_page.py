@@ -35,11 +35,11 @@ def draw(rows: list[Row], folder: Path) -> str:
 
 INTRODUCTION = """A rule on the gradients of all `p` ranks (plain) against DETOX with groups of 3:
 the vote on `p` copies, then the same rule on `p / 3` votes, or on the means of 7 buckets of them.
-A ninth of the ranks is reckoned faulty, `q = p // 9`: plain rules have `f = q`, rules on all votes
-`f = q // 2`, the most votes that so many ranks can capture. On 7 buckets it is `f = 1`, as Bulyan
-stands no more: any 3 faulty ranks. Nobody lies in fact: this is the price of an ordinary step. The
-time to compute gradients, of which redundancy needs `r` times as many, and to send them is not in
-it.
+A ninth of the ranks is assumed to be faulty, `q = p // 9`: plain rules have `f = q`, rules on all
+votes `f = q // 2`, the most votes that so many ranks can capture. On 7 buckets it is `f = 1`, as
+Bulyan tolerates no more: any 3 faulty ranks. Nobody lies in fact: this is the price of an ordinary
+step. The time to compute gradients, of which redundancy needs `r` times as many, and to send them
+is not in it.
 
 *One machine*: all work in one place, as in a parameter server; every copy is fingerprinted.
 *One rank*: what one of `p` ranks does in `sharded`: it fingerprints its own copy, takes all votes
@@ -259,8 +259,8 @@ def bytes_section(rows: Sequence[Row]) -> str:
         lines.append(f"{p} ranks and {floats:,} floats, in multiples of allreduce: {each}.")
     return f"""## Bytes
 
-What a rank sends in a step, in multiples of the gradient of 4-byte floats, counted at the seam
-between the exchange and the collectives: the mean of the ranks, which is what they receive, too,
+What a rank sends in a step, in multiples of the gradient of 4-byte floats, counted where they
+are handed to the collectives: the mean of the ranks, which is what they receive, too,
 and the busiest rank. `allreduce` is what a ring needs, `2 (p - 1) / p`. The rule is the median;
 rules with distances also gather `4 (k + 1) (k + 2)` bytes from every rank. `r = 1` is plain
 aggregation, sharded.

@@ -129,7 +129,7 @@ def _configuration(settings: Row, trained: Sequence[Row]) -> str:
     )
     return (
         f"Every method has one configuration for all cells: prepared for {most} faulty ranks "
-        f"({yes or 'none'}), or, as it cannot be, for as many as it stands ({no or 'none'})."
+        f"({yes or 'none'}), or, as it cannot be, for as many as it tolerates ({no or 'none'})."
     )
 
 

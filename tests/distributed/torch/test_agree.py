@@ -30,7 +30,7 @@ def test_groups_that_think_differently(start):
     assert hvd.agree(hvd.group(), default=None) is None
     with pytest.raises(NoAgreement, match="no group has a majority"):
         hvd.agree(hvd.rank())
-    with pytest.raises(ValueError, match="by = 'max': it is one of majority, median, mean"):
+    with pytest.raises(ValueError, match="by = 'max': it must be one of majority, median, mean"):
         hvd.agree(1, by="max")
     alone = hvd.add_process_set([2]) if hvd.size() > 2 else None
     if hvd.rank() == 2:
