@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from horovod_detox import attacks
+from horovod_detox import attacks, process
 from horovod_detox.attacks import Attack, FaultyRank
 from horovod_detox.vote.groups import Groups
 
 VARIABLE = "HOROVOD_DETOX_ATTACK"
 DEMO_ATTACK = "reverse(scale=100)@4,5"
+NAMES = {"detox": "DETOX", "horovod": "Horovod"}
+"""Of the methods."""
 
 
 def flags(description: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -126,13 +128,16 @@ class Job:
         return Groups(tuple(map(tuple, members)))
 
     def progress(self, steps: Iterable[Any], label: str, total: int | None = None) -> tqdm:
-        """Show a progress bar on rank 0, and above it what the package logs."""
+        """Show a progress bar on rank 0 in a terminal, which no rank under horovodrun has.
+
+        What the package logs is printed above it.
+        """
         logging.getLogger("horovod_detox").handlers = [_Log(self)]
-        return tqdm(steps, label, total, disable=self._hvd.rank() != 0, mininterval=0.5)
+        return tqdm(steps, label, total, disable=self._hvd.rank() != 0 or None, mininterval=0.5)
 
     def say(self, words: object) -> None:
         """Print on rank 0, above the progress bar."""
-        if self._hvd.rank() == 0:
+        if process.rank() == 0:  # also before Horovod is initialised
             tqdm.write(str(words))
 
     def conclude(self, args: argparse.Namespace, model: Any, accuracy: float) -> Run:
@@ -152,6 +157,7 @@ class Job:
         kept, words = verdict(*runs[1:]) if args.compare else (True, "")
         if self._hvd.rank() == 0:
             console = Console(width=78, highlight=False)
+            console.print()
             console.print(self._table(runs), words)
         # A rank that leaves with an error ends the job, and rank 0 has to speak first.
         self._hvd.allgather_object(None, name="end")
@@ -168,7 +174,11 @@ class Job:
             {"method": "detox", "attack": attack},
             {"method": "detox", "attack": None},
         ]
-        return [train(argparse.Namespace(**vars(args) | changes)) for changes in settings]
+        runs = []
+        for changes in settings:
+            self.say(f"{NAMES[changes['method']]}, attack: {changes['attack'] or 'none'}")
+            runs.append(train(argparse.Namespace(**vars(args) | changes)))
+        return runs
 
     def _table(self, runs: Sequence[Run]) -> Table:
         title = f"ranks: {self._hvd.size()}, groups: {self._hvd.num_groups()}"
@@ -177,7 +187,7 @@ class Job:
             table.add_column(header, overflow="fold")
         for run in runs:
             table.add_row(
-                {"detox": "DETOX", "horovod": "Horovod"}[run.method],
+                NAMES[run.method],
                 run.attack or "none",
                 f"{run.accuracy:8.1%}",
                 run.digests[0][:10] if len(set(run.digests)) == 1 else "ranks differ",
