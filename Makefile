@@ -92,7 +92,7 @@ $(installed): pyproject.toml setup.py $(wildcard tools/*.py tools/cmake/*.cmake)
 	@$(pip) install -qq $(requirements) --editable '.[docs,lab,measuring,test]'
 	@echo "2 of 3: Horovod"
 	@$(venv)/bin/python $(build_horovod)
-	@echo "3 of 3: the column kernels, compiled by Numba: some 15 seconds, once"
+	@echo "3 of 3: the aggregation rules, compiled by Numba: some 15 seconds, once"
 	@$(venv)/bin/python -c 'from horovod_detox.arrays import compilation; compilation.prepare()'
 	@rm -f $(venv)/installed-*
 	@touch $@

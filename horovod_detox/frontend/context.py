@@ -395,5 +395,5 @@ def prepare_kernels(collectives: Collectives, is_first_of_host: bool) -> None:
     for turn in (collectives.rank == 0, is_first_of_host):
         if turn:
             compilation.prepare()
-        collectives.allgather("kernels", np.zeros(1, np.int64)).wait()
+        collectives.allgather("compilation", np.zeros(1, np.int64)).wait()
     compilation.prepare()
