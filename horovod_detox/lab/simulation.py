@@ -85,7 +85,7 @@ class Simulation:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if run.gradients == "vmap" and any(True for _ in self.model.buffers()):
             raise ValueError(
-                f"gradients = 'vmap' does not work with {run.model_name}, which has buffers"
+                f"gradients = 'vmap' cannot train the BatchNorm of {run.model_name}: use 'each'"
             )
         self._optimizer = torch.optim.SGD(
             self.model.parameters(), run.lr, run.sgd_momentum, weight_decay=run.weight_decay

@@ -40,7 +40,7 @@ hvd.shutdown()
 try:
     hvd.group()
 except RuntimeError as error:
-    assert "has not been initialised" in str(error)
+    assert "is not initialised" in str(error)
 else:
     raise AssertionError
 """

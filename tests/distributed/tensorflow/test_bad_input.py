@@ -35,7 +35,7 @@ def exchange(gradient, variable=None):
 def test_groups_that_do_not_fit():
     with pytest.raises(ValueError, match="4 ranks cannot form a group of 9"):
         hvd.init(detox=Detox(group_size=9))
-    with pytest.raises(RuntimeError, match="has not been initialised"):
+    with pytest.raises(RuntimeError, match="is not initialised"):
         hvd.group()
 
 

@@ -24,7 +24,7 @@ def test_what_is_replaced_is_ours_by_every_name():
     assert callbacks.MetricAverageCallback is hvdk.callbacks.MetricAverageCallback
     assert elastic.KerasState is hvdk.elastic.KerasState
     assert (mpi_ops.init, mpi_ops.join) == (hvd.init, hvd.join)
-    with pytest.raises(ValueError, match="past the vote"):
+    with pytest.raises(ValueError, match="without a vote"):
         SyncBatchNormalization()
     with pytest.raises(AttributeError, match="has no attribute 'no_such_thing'"):
         _ = hvd.no_such_thing

@@ -228,7 +228,7 @@ def test_compressors_must_keep_the_shape(start):
 
 
 def test_sync_batch_norm_is_refused():
-    with pytest.raises(ValueError, match="past the vote"):
+    with pytest.raises(ValueError, match="without a vote"):
         hvd.SyncBatchNormalization()
 
 

@@ -57,7 +57,7 @@ def test_predivision_changes_nothing():
 
 
 def test_sync_batch_norm_is_refused():
-    with pytest.raises(ValueError, match="past the vote"):
+    with pytest.raises(ValueError, match="without a vote"):
         hvd.SyncBatchNorm(3)
 
 

@@ -30,7 +30,7 @@ def test_groups_that_do_not_fit():
     size = hvd.size()
     with pytest.raises(ValueError, match=f"{size} ranks cannot form a group of 9"):
         hvd.init(detox=Detox(group_size=9))
-    with pytest.raises(RuntimeError, match="has not been initialised"):
+    with pytest.raises(RuntimeError, match="is not initialised"):
         hvd.group()
 
 
