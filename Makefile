@@ -109,11 +109,11 @@ bench: $(installed)
 # What a change is checked by between two thoughts: style, types, the promise in one process and on
 # 4 ranks.
 check: lint
-	$(one_process) -q --numprocesses=2 $(smoke)
+	$(one_process) -q --numprocesses=2 --dist=worksteal $(smoke)
 	$(call job,4) -q tests/distributed/$(firstword $(FRAMEWORKS))/test_trajectory.py
 
 test: $(installed)
-	$(one_process) --numprocesses=2
+	$(one_process) --numprocesses=2 --dist=worksteal
 	@set -ex; for framework in $(FRAMEWORKS); do for ranks in 4 6; do \
 	    $(call job,$$ranks) tests/distributed/$$framework; done; done
 ifneq ($(filter torch,$(FRAMEWORKS)),)
@@ -133,19 +133,19 @@ test-oldest:
 	$(MAKE) one-process venv=.venv-oldest
 
 one-process:
-	$(one_process) --numprocesses=2
+	$(one_process) --numprocesses=2 --dist=worksteal
 
 # Thousands of steps, and every rule in every exchange under every attack.
 soak: export SOAK = 5000
 soak: limit := 7200
 soak: $(installed)
-	$(one_process) --numprocesses=2 tests/test_trajectory.py
+	$(one_process) --numprocesses=2 --dist=worksteal tests/test_trajectory.py
 	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py \
 	    tests/distributed/torch/test_thread.py
 	$(call job,6) --timeout=7200 tests/distributed/tensorflow/test_endurance.py
 	$(call job,4) --timeout=7200 tests/distributed/tensorflow
 	$(call job,9) --timeout=7200 tests/distributed/torch/test_replicas.py
-	$(one_process) --numprocesses=2 tests/watch/test_stops.py
+	$(one_process) --numprocesses=2 --dist=worksteal tests/watch/test_stops.py
 
 mutants: $(installed)
 	$(venv)/bin/python tools/mutants.py $(MUTANTS)
