@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fault-rate",
         type=float,
         metavar="X",
-        help="chance that a fault that comes and goes hits a rank in a step; with --steps",
+        help="chance that a transient fault hits a rank in a step; with --steps",
     )
     add("--steps", type=int, metavar="N", help="steps of the job; with --fault-rate")
     add(
@@ -129,7 +129,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[str, ...]:
 
 
 def parse_faults(rate: float | None, steps: int | None, scrub_every: int) -> Faults | None:
-    """Return the faults that come and go; None: they were not asked for.
+    """Return the transient faults; None: they were not asked for.
 
     Raises:
         ValueError: when one is given without the other, or out of bounds.
@@ -253,7 +253,7 @@ def _sheets(comparison: Comparison) -> Iterator[_Sheet]:
 def _endurance_sheet(endurances: Sequence[Endurance], faults: Faults, ranks: int) -> _Sheet:
     expected = ranks * faults.steps * faults.rate
     return _Sheet(
-        f"What faults that come and go do in {faults.steps:g} steps: {expected:.2g} are expected",
+        f"What transient faults do in {faults.steps:g} steps: {expected:.2g} are expected",
         ["r", "groups", "they stay", f"healed in {faults.scrub_every}", "healed at once"],
         map(_endurance_row, endurances),
         [

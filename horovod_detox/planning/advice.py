@@ -82,9 +82,8 @@ def _nothing_to_tolerate(comparison: Comparison) -> str:
     )
     if comparison.job.faults is not None and comparison.job.faults.rate:
         sentence = (
-            "No rank is faulty for good, and faults that come and go, if there are any, go "
-            "unnoticed with Horovod's allreduce: in some step of "
-            f"{chance(comparison.endurances[0].stay)} of such jobs."
+            "No rank is faulty for good. With Horovod's allreduce transient faults go unnoticed: "
+            f"{chance(comparison.endurances[0].stay)} of such jobs have at least one."
         )
     plain, *rest = comparison.redundancies
     if not rest:
@@ -104,7 +103,7 @@ def _about_faults(comparison: Comparison) -> Iterator[str]:
         if faults is None or each.group_size is None or each.within_scrub is None:
             continue
         yield (
-            f"With group_size={each.group_size}, faults that come and go cost some group its "
+            f"With group_size={each.group_size}, transient faults cost some group its "
             f"majority with a chance of {chance(each.stay)} if they stay, of "
             f"{chance(each.within_scrub)} if they are healed within scrub_every="
             f"{faults.scrub_every} steps, and of {chance(each.at_once or 0)} if at once."

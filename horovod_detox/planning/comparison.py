@@ -44,7 +44,7 @@ class Job:
         bytes_per_parameter: bytes of each of them.
         batch_size: b, the samples that a rank computes in a step.
         hosts: the host of each rank; None: not known.
-        faults: that come and go, beside the faulty ranks; None: not asked for.
+        faults: transient ones, beside the faulty ranks; None: not asked for.
 
     Raises:
         ValueError: naming the field, its value and its bound.

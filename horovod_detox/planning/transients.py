@@ -1,4 +1,4 @@
-"""What faults that come and go do to a job: if what they hit stays wrong, and if it is healed."""
+"""What transient faults do to a job: if what they hit stays wrong, and if it is healed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
