@@ -194,7 +194,8 @@ class Engine:
         self._layout, self._none = layout, namespace(copy).empty((0,), copy, "int64")
         self.presence.note(self)
         if self._first_step is not None and not self.presence.some_have_joined:
-            self._first_step.begin(self._collectives, self._weights_digest)
+            batch = self.upkeep.held.batch if self.upkeep else lambda: None
+            self._first_step.begin(self._collectives, self._weights_digest, batch)
         plan, memory = self.history.plan_now(), self.history.memory(layout)
         fingerprints = Fingerprints(secret, self.step, self.plan.config.fingerprint)
         if self.upkeep is not None and not self.presence.some_have_joined:

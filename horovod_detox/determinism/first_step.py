@@ -2,8 +2,9 @@
 
 Beside the first copies of an optimizer travel the conditions of all ranks. When members of a group
 hold different copies, the fingerprints of their parameters follow, and tell a faulty rank from a
-job in which votes mean nothing. Where ranks hold different weights, the check waits for the second
-exchange: scripts may broadcast them after the first.
+job in which votes mean nothing; a rank that was given other data is not called faulty. Where ranks
+hold different weights, the check waits for the second exchange: scripts may broadcast them after
+the first.
 """
 
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 from horovod_detox.arrays.namespaces import Copy, to_numpy
 from horovod_detox.arrays.nh import WORDS
 from horovod_detox.determinism.conditions import Conditions, differing, table
+from horovod_detox.determinism.oddity import BATCH
 from horovod_detox.determinism.verdict import (
     ADVICE,
     NONDETERMINISTIC,
@@ -80,17 +82,28 @@ class FirstStep:
         self._told = set() if told is None else told
         self._has_begun = self._has_waited = False
 
-    def begin(self, collectives: Collectives, weights: Callable[[], str] = lambda: "") -> None:
+    def begin(
+        self,
+        collectives: Collectives,
+        weights: Callable[[], str] = lambda: "",
+        batch: Callable[[], np.ndarray | None] = lambda: None,
+    ) -> None:
         """Let the conditions be on their way, beside the exchange, unless they are already.
 
         Args:
             collectives: of the ranks.
             weights: returns the digest of what this rank trains; "": not known.
+            batch: returns the digest of what this rank was given; None: not known.
         """
         if self._has_begun:
             return
         self._has_begun, self._collectives = True, collectives
-        mine = {"conditions": dict(self._collect()), "weights": weights()}
+        given = batch()
+        mine = {
+            "conditions": dict(self._collect()),
+            "weights": weights(),
+            "batch": {} if given is None else {BATCH: given.tobytes().hex()[:8]},
+        }
         self._facts = begin_to_share(collectives, "preflight.facts", mine)
 
     def put_off(self) -> None:
@@ -150,6 +163,7 @@ class FirstStep:
         self._has_begun = False
         facts = self._facts.wait()
         self._weights = [theirs["weights"] for theirs in facts]
+        self._batches = [theirs["batch"] for theirs in facts]
         return [theirs["conditions"] for theirs in facts]
 
     def _waits_for_weights(self) -> bool:
@@ -189,7 +203,8 @@ class FirstStep:
         gathered = self._collectives.allgather("preflight.parameters", mine).wait()
         fingerprints = gathered.reshape(len(conditions), -1, WORDS)
         names = [name for name, *_ in layout.parameters]
-        return judge_copies(self._groups, names, fingerprints, conditions, verdict, self._ranks)
+        given = [a | b for a, b in zip(conditions, self._batches, strict=True)]
+        return judge_copies(self._groups, names, fingerprints, given, verdict, self._ranks)
 
     def _warn(self, conditions: Sequence[Conditions]) -> None:
         """Warn of what differs inside groups though it has changed no bit yet."""

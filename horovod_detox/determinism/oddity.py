@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+BATCH = "batch"
+"""The cause that ranks were given other data, with digests of these."""
+
 
 @dataclass(frozen=True)
 class Oddity:
@@ -37,6 +40,10 @@ class Oddity:
         alone = len(self.ranks) == 1
         where, settings = name_tensors(self.tensors), "with the settings of the others"
         having = f"{'has' if alone else 'have'} {', '.join(self.causes)}"
+        if self.outvoted and any(cause.startswith(f"{BATCH} ") for cause in self.causes):
+            was = "was" if alone else "were"
+            others = f"{name_ranks(self.ranks)} {was} given other data than the others"
+            return f"{others}, and differ{'s' * alone} at {where}: {', '.join(self.causes)}"
         if self.outvoted:
             what = "it alone differs" if alone else "they differ"
             settings = f"and {having}" if self.causes else settings

@@ -20,6 +20,8 @@ from horovod_detox.exchange.control import RanksDisagree
 from horovod_detox.exchange.step import NoMajority
 from horovod_detox.frontend.context import Context
 from horovod_detox.packing.layout import Layout
+from horovod_detox.replicas.replicas import Held, Replicas
+from horovod_detox.replicas.upkeep import Upkeep
 from horovod_detox.vote.work import Tally
 from measuring.traffic import Traffic
 
@@ -44,6 +46,7 @@ def job(
     attack=None,
     steps=1,
     hosts: Any = range(45),
+    batches=None,
     **options,
 ) -> Any:
     """Exchange copies; return, by rank, the last update or the error, the report, the traffic."""
@@ -58,6 +61,9 @@ def job(
         is_drill = attack is not None
         check = FirstStep(plan.groups, lambda: conditions[rank], is_drill=is_drill, **options)
         engine = Engine(plan, seam, first_step=check)
+        if batches is not None:
+            held = Held(list, lambda: np.array([batches[rank], 1]))
+            engine.upkeep = Upkeep(Replicas(plan.groups, held), seam, engine.ledger, 0)
         sender = DrilledEngine(engine, attack, seam) if attack else engine
         result = None
         try:

@@ -127,6 +127,24 @@ def test_a_corrupted_rank_is_found_and_named(start, always):
     )
 
 
+def test_a_rank_with_other_data_in_the_first_step_is_not_called_faulty(start, caplog):
+    start(group_size=4, outer="mean")
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), 0.1), model.named_parameters()
+    )
+    data = torch.arange(24.0).reshape(8, 3) + (hvd.rank() == 3)
+    for inputs in torch.utils.data.DataLoader(data, batch_size=4):
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert hvd.fault_report().dissents == {3: 2}
+    said = [text for text in caplog.messages if "was given other data than the others" in text]
+    assert len(said) == (hvd.rank() == 0)
+    assert all(text.startswith("first step: rank 3 was given") for text in said)
+
+
 def test_an_error_on_one_rank_is_told_to_all(start):
     start(group_size=2)
     inputs, targets = batch()
