@@ -46,7 +46,7 @@ def job(
     attack=None,
     steps=1,
     hosts: Any = range(45),
-    batches=None,
+    batches: Any = None,
     **options,
 ) -> Any:
     """Exchange copies; return, by rank, the last update or the error, the report, the traffic."""
