@@ -4,9 +4,7 @@ import atexit
 import logging
 import random
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -22,7 +20,7 @@ from horovod_detox.exchange.collectives import Collectives
 from horovod_detox.exchange.presence import Presence
 from horovod_detox.exchange.sharing import share
 from horovod_detox.exchange.waits import waits
-from horovod_detox.frontend.engines import Engines, Name
+from horovod_detox.frontend.engines import Engines, Name, Names
 from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
 from horovod_detox.frontend.watching import watching
@@ -70,7 +68,7 @@ class Context:
         self.make_collectives = collectives
         self.before_engines: Callable[[Any], None] = lambda process_set: None
         self._session: Session | None = None
-        self._numbers: defaultdict[int, Iterator[int]] = defaultdict(count)  # of each process set
+        self._names = Names()
         self._live: WeakSet[Engine] = WeakSet()  # of all ranks
         self._presence = Presence()
 
@@ -113,7 +111,7 @@ class Context:
         self._tell_who_is_slow()
         watching.end()
         self._hvd.shutdown()
-        self._numbers.clear()
+        self._names = Names()
         self.forget()
 
     def add_process_set(self, process_set: Any) -> Any:
@@ -223,8 +221,7 @@ class Context:
 
     def name(self, process_set: Any) -> Name:
         """Return a name that tells something from all else among the ranks of a set."""
-        number = process_set.process_set_id
-        return Name(lambda: f"detox.{number}.{next(self._numbers[number])}")
+        return self._names.of(process_set.ranks)
 
     def join(self, wait: Callable[[], int]) -> int:
         """Let this rank have no more data, until no rank has; return the last that had some.

@@ -1,7 +1,9 @@
 """The engines of one optimizer: what exchanges its gradients, and the losses of its closures."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -38,6 +40,28 @@ class Name:
         if self._name is None:
             self._name = self._give()
         return self._name
+
+
+class Names:
+    """Names of what exchanges, numbered for each set of ranks; no other set gets the same.
+
+    Horovod's own number of a process set will not do: it comes again when a set is removed, for
+    ranks of which some have used its names before.
+
+    >>> names = Names()
+    >>> a, b, c = names.of([0, 1]), names.of([1, 2]), names.of([0, 1])
+    >>> str(a), str(b), str(c)
+    ('detox.e72b7bee.0', 'detox.29155335.0', 'detox.e72b7bee.1')
+    """
+
+    def __init__(self) -> None:
+        self._numbers: defaultdict[str, Iterator[int]] = defaultdict(count)
+
+    def of(self, ranks: Sequence[int]) -> Name:
+        """Return the next name for a set of ranks."""
+        text = ",".join(map(str, ranks))
+        scope = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return Name(lambda: f"detox.{scope}.{next(self._numbers[scope])}")
 
 
 def digest_of(weights: Iterable[np.ndarray]) -> str:

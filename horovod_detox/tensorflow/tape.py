@@ -176,7 +176,7 @@ def _identity(source: Any) -> Hashable:
 def _engines_of(reduction: Reduction) -> _Engines | None:
     """Return the engines of the session's tapes; None where there is nobody to vote with."""
     shared = _shared.setdefault(context.session(), {})
-    key = (reduction.process_set.process_set_id, reduction.attack)
+    key = (reduction.process_set, reduction.attack)
     if key not in shared:
         tally = Tally("tapes", steps=None)
         engines = context.engines(reduction.process_set, tally, reduction.attack)

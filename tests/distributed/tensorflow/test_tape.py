@@ -185,6 +185,20 @@ def test_a_process_set(start):
         stock.remove_process_set(pair)
 
 
+def test_a_process_set_may_get_the_number_of_one_that_is_gone(start):
+    start(group_size=1)
+    for ranks in ([0, 1], [1, 2, 3], [0, 1]):
+        subset = stock.add_process_set(ranks)
+        variable = tf.Variable([1.0])
+        with tf.GradientTape() as tape:
+            loss = variable * float(hvd.rank())
+        tape = hvd.DistributedGradientTape(tape, process_set=subset)
+        expected = np.mean(ranks) if hvd.rank() in ranks else hvd.rank()
+        assert tape.gradient(loss, variable).numpy() == expected
+        everywhere("all have done so")
+        stock.remove_process_set(subset)
+
+
 def test_a_function_that_is_traced_again(start):
     start(group_size=2, outer="mean")
     variable = tf.Variable([1.0])

@@ -366,6 +366,15 @@ def test_a_process_set_trains_by_itself():
         hvd.remove_process_set(subset)
 
 
+def test_a_process_set_may_get_the_number_of_one_that_is_gone():
+    """Horovod gives it again; some of the new ranks have made optimizers for it, others not."""
+    for ranks in ([0, 1], [1, 2, 3], [0, 1]):
+        subset = hvd.add_process_set(ranks)
+        digests = everywhere(digest(train(sgd, steps=2, shard=0, process_set=subset)))
+        assert len({digests[rank] for rank in ranks}) == 1
+        hvd.remove_process_set(subset)
+
+
 def test_ranks_that_arrive_at_different_times_do_not_mix_up():
     def delayed(network):
         if hvd.rank() == 2:
