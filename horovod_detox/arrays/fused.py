@@ -6,7 +6,6 @@ changes; not divisions, nor products that are added up, which a GPU would round 
 """
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,32 +33,41 @@ def fused(function: Function, tensors: Tensors, *parameters: Any) -> Tensors:
     if tensors[0].device.type != KIND:
         return function(tensors, *parameters)
     key = function, len(tensors), tensors[0].dtype, parameters
-    if key not in _chains:
-        expected = function(tensors, *parameters)
-        _chains[key] = _checked(function, tensors, parameters, expected)
-        return expected
+    is_new = key not in _chains
+    if is_new:
+        _chains[key] = torch.compile(_graph(function, len(tensors), parameters), dynamic=True)
+    found = _attempt(key, tensors)
+    if found is not None and not is_new:
+        return found
+    expected = function(tensors, *parameters)
+    if found is not None and not all(map(_same, found, expected)):
+        log.warning("torch.compile changes bits of %s: its operations run one by one", _name(key))
+        _chains[key] = None
+    return expected
+
+
+def _attempt(key: Any, tensors: Tensors) -> Tensors | None:
+    """Return what one kernel computes; None: there is none."""
     chain = _chains[key]
-    return chain(*tensors) if chain else function(tensors, *parameters)
-
-
-def _checked(
-    function: Function, tensors: Tensors, parameters: Sequence[Any], expected: Tensors
-) -> Callable[..., Tensors] | None:
-    """Return the chain as one kernel if it gives the expected bits, but for the sign of a zero."""
-    name = f"{function.__module__}.{function.__name__}{tuple(parameters)}"
+    if chain is None:
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            chain = torch.compile(_graph(function, len(tensors), parameters), dynamic=True)
-            found = chain(*tensors)
+        return chain(*tensors)
     except Exception as error:  # whatever a compiler that we do not know may raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        log.warning("torch.compile cannot fuse %s, which will be slower: %s", name, reason)
+        log.warning("torch.compile cannot fuse %s, which will be slower: %s", _name(key), reason)
+        _chains[key] = None
         return None
-    if all(torch.equal(ours + 0, theirs + 0) for ours, theirs in zip(found, expected, strict=True)):
-        return chain
-    log.warning("torch.compile changes bits of %s: its operations run one by one", name)
-    return None
+
+
+def _name(key: Any) -> str:
+    function, _, _, parameters = key
+    return f"{function.__module__}.{function.__name__}{tuple(parameters)}"
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same numbers; zeros have no sign."""
+    return torch.equal(a + 0, b + 0)
 
 
 def _graph(function: Function, count: int, parameters: Sequence[Any]) -> torch.fx.GraphModule:
