@@ -75,7 +75,7 @@ def test_equal_ranks_are_deterministic_and_nothing_changes(start):
     assert hvd.preflight(model, batch()[0]).is_deterministic
     model.trainable_variables[0].assign_add(np.full((3, 3, 2, 4), hvd.rank() == 2))
     report = horovod_detox.keras.preflight(model, batch()[0])
-    assert "at tensor 0 sequential/conv2d/kernel: rank 2 from the others" in str(report)
+    assert "at tensor 0 sequential/conv2d/kernel: broadcast them first" in str(report)
     assert horovod_detox.tensorflow.keras.preflight is hvd.preflight
 
 
