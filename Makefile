@@ -174,7 +174,8 @@ gpu := .venv-gpu
 gathered := $(if $(wildcard $(GATHERED)),PIP_NO_INDEX=1 PIP_FIND_LINKS=$(abspath $(GATHERED)))
 on_gpu := LD_LIBRARY_PATH=$(abspath $(gpu)/driver):$$LD_LIBRARY_PATH OMP_NUM_THREADS=1
 gpu_tests := tests/arrays tests/exchange/test_on_a_device.py tests/exchange/test_on_a_stream.py
-gpu_job = $(on_gpu) timeout --foreground --kill-after=30 $(limit) $(gpu)/bin/horovodrun --gloo -np $(1) \
+limited := timeout --foreground --kill-after=30 $(limit)
+gpu_job = $(on_gpu) $(limited) $(gpu)/bin/horovodrun --gloo -np $(1) \
     $(gpu)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread -W default -v \
     --device cuda tests/distributed/torch/test_device.py
 
@@ -186,7 +187,7 @@ gpu-environment:
 	@$(PYTHON) tools/gpu_environment.py $(gpu) --torch $(NCCL_TORCH) --gathered $(GATHERED)
 
 test-gpu: gpu-environment
-	$(on_gpu) $(gpu)/bin/python -m pytest -W default --device cuda -rs $(gpu_tests)
+	$(on_gpu) $(limited) $(gpu)/bin/python -m pytest -W default --device cuda -rs $(gpu_tests)
 
 # NCCL carries the gradients; then Gloo does, through main memory. Each line tells that a step is done.
 test-nccl: gpu-environment
@@ -198,7 +199,7 @@ test-nccl: gpu-environment
 	$(call gpu_job,4)
 
 bench-gpu: gpu-environment
-	$(on_gpu) $(gpu)/bin/python -m benchmarks.gpu
+	$(on_gpu) $(limited) $(gpu)/bin/python -m benchmarks.gpu
 
 lint: $(installed)
 	$(venv)/bin/ruff check

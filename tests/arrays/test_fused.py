@@ -85,10 +85,11 @@ def test_what_cannot_be_fused_runs_operation_by_operation(kind, compiled, monkey
 
 
 @pytest.mark.timeout(300)
-def test_a_compiler_gives_the_same_bits(accelerator):
+def test_a_compiler_gives_the_same_bits(accelerator, monkeypatch):
     """On a GPU: after each first call, which computes both ways, the kernel alone."""
     if accelerator.device.type != "cuda":
         pytest.skip("the compiler for the CPU takes minutes; pytest --device cuda")
+    monkeypatch.setattr(fused, "_chains", {})
     rows = torch.randn(7, 6 * BLOCK + 3)[:, 3:]
     slices = list(torch.randint(-(1 << 63), (1 << 63) - 1, (3, 5 * BLOCK + 8)))
     for width in (6 * BLOCK, 4 * BLOCK):
