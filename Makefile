@@ -53,7 +53,7 @@ image_options := --build-arg FRAMEWORKS="$(FRAMEWORKS)" --build-arg TORCH=$(TORC
     --build-arg TENSORFLOW=$(TENSORFLOW) $(IMAGE_OPTIONS)
 
 .PHONY: help setup demo demo-tf bench check test test-oldest one-process soak mutants test-hosts
-.PHONY: test-mpi mpi-job check-nccl gather test-gpu test-nccl bench-gpu gpu-environment
+.PHONY: test-mpi mpi-job check-nccl gather test-gpu test-nccl bench-gpu gpu gpu-environment
 .PHONY: lint docs format
 .PHONY: image image-test clean
 
@@ -69,7 +69,7 @@ help:
 	@echo "make mutants  break the package in many ways, one at a time: does a test see it?"
 	@echo "make test-hosts  test jobs on three hosts, made of namespaces (root, 2 minutes)"
 	@echo "make test-mpi    build Horovod with MPI in .venv-mpi and run tests of torch with it"
-	@echo "make check-nccl  build Horovod with NCCL in .venv-nccl (6 GB) and check what needs no GPU"
+	@echo "make check-nccl  build Horovod with NCCL in .venv-gpu (6 GB) and check what needs no GPU"
 	@echo "make test-gpu    run the tests of a device on a GPU, in one process without Horovod"
 	@echo "make test-nccl   build Horovod with NCCL and run jobs on 4 and 6 ranks on a GPU (or more)"
 	@echo "make bench-gpu   time rules, digests and packing on a GPU against copying its memory"
@@ -162,13 +162,6 @@ mpi-job: $(installed)
 	$(call ranks,$(mpirun) -np 4) tests/distributed/torch/test_trajectory.py \
 	    tests/distributed/torch/test_groups_and_data.py
 
-check-nccl:
-	@$(PYTHON) tools/build_horovod.py --prepare
-	@[ -x .venv-nccl/bin/python ] || $(PYTHON) -m venv .venv-nccl
-	.venv-nccl/bin/python -m pip install --quiet numpy torch==$(NCCL_TORCH)
-	.venv-nccl/bin/python tools/build_horovod.py --nccl
-	.venv-nccl/bin/python tools/check_nccl.py
-
 # On a machine with a GPU. Without network it takes what `make gather` has put into a folder.
 gpu := .venv-gpu
 gathered := $(if $(wildcard $(GATHERED)),PIP_NO_INDEX=1 PIP_FIND_LINKS=$(abspath $(GATHERED)))
@@ -182,23 +175,29 @@ gpu_job = $(on_gpu) $(limited) $(gpu)/bin/horovodrun --gloo -np $(1) \
 gather:
 	$(PYTHON) tools/gather.py $(GATHERED) --python $(GATHERED_PYTHON)
 
-gpu-environment:
+gpu:
 	@$(PYTHON) tools/require_gpu.py
+
+gpu-environment:
 	@$(PYTHON) tools/gpu_environment.py $(gpu) --torch $(NCCL_TORCH) --gathered $(GATHERED)
 
-test-gpu: gpu-environment
+# The only one of these that needs no GPU.
+check-nccl: gpu-environment
+	@$(PYTHON) tools/build_horovod.py --prepare
+	$(gathered) $(gpu)/bin/python tools/build_horovod.py --nccl
+	$(gpu)/bin/python tools/check_nccl.py
+
+test-gpu: gpu gpu-environment
 	$(on_gpu) $(limited) $(gpu)/bin/python -m pytest -W default --device cuda -rs $(gpu_tests)
 
 # NCCL carries the gradients; then Gloo does, through main memory. Each line tells that a step is done.
-test-nccl: gpu-environment
-	$(gathered) $(gpu)/bin/python tools/build_horovod.py --nccl
-	$(gpu)/bin/python tools/check_nccl.py
+test-nccl: gpu check-nccl
 	$(call gpu_job,4)
 	$(call gpu_job,6)
 	$(gathered) $(gpu)/bin/python tools/build_horovod.py
 	$(call gpu_job,4)
 
-bench-gpu: gpu-environment
+bench-gpu: gpu gpu-environment
 	$(on_gpu) $(limited) $(gpu)/bin/python -m benchmarks.gpu
 
 lint: $(installed)
@@ -227,5 +226,5 @@ image-test:
 	$(PYTHON) tools/check_image.py $(image_options)
 
 clean:
-	rm -rf $(venv) .venv-mpi .venv-nccl .venv-gpu .venv-oldest build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(venv) .venv-mpi .venv-gpu .venv-oldest build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
