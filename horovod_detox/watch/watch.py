@@ -199,8 +199,9 @@ class Watch:
     def _turn(self, poller: zmq.Poller, due: float) -> float:
         """Wait for something to do, and do it; return when the next beat is due."""
         ready = dict(poller.poll(int(1000 * max(0, due - time.monotonic()))))
+        signals = b""
         if self._wake_reader.fileno() in ready:
-            self._die_of(self._wake_reader.recv(1000))
+            signals = self._wake_reader.recv(1000)
             due = 0.0
         for neighbour in self._neighbours.values():
             if neighbour.fileno() in ready:
@@ -212,6 +213,7 @@ class Watch:
         if time.monotonic() >= due:
             due = time.monotonic() + SECONDS
             self._tell()
+        self._die_of(signals)
         if self._is_closing:
             self._end()
         return due
@@ -269,15 +271,16 @@ class Watch:
     def _look(self, now: float) -> None:
         """Judge, if there is a need to, and this keeper is the one to do it."""
         earlier = self._keepers[: self._keepers.index(self.rank)]
-        self._judge_by(earlier)
+        urgent = [rank for rank, (message, _) in self._heard.items() if message[:1] == URGENT]
+        self._judge_by({*earlier, *urgent})
         if not all(self._judge.is_away(rank, now) for rank in earlier):
             return  # they do
         is_calm = all(message[:1] == CALM for message, _ in self._heard.values())
         if not is_calm or self._judge.is_watchful():
-            self._judge_by([*self._heard])
+            self._judge_by(self._heard.keys())
             self._publish(self._judge.look(now))
 
-    def _judge_by(self, ranks: Sequence[int]) -> None:
+    def _judge_by(self, ranks: Collection[int]) -> None:
         """Let the judge hear what some ranks have told last."""
         for rank in ranks:
             if rank in self._heard:

@@ -65,6 +65,38 @@ def test_rank_1_speaks_when_rank_0_has_left(job):
     assert until(lambda: watches[1]._departed == {0, 2})
 
 
+def test_rank_1_speaks_at_once_when_rank_0_is_gone(job):
+    watches = job(3)
+    hub = watches[1]._hub
+    assert hub is not None
+    assert until(lambda: 2 in hub._identities)
+    with subprocess.Popen(["sleep", "100"]) as child:
+        for rank in (1, 2):
+            watches[rank]._neighbours[0] = Neighbour(child.pid)
+        watches[0].close()
+        child.kill()
+    cause = watches[2].cause(judge.SILENT - 1)  # a launcher may end this rank in that time
+    assert "rank 0 is gone without a word" in str(cause)
+    assert watches[1].cause(0) is not None
+
+
+def test_a_rank_that_a_launcher_ends_says_first_who_is_gone(job, monkeypatch, capfd):
+    monkeypatch.setattr(watch, "SECONDS", 60.0)
+    ends = []
+    monkeypatch.setattr(watch.os, "_exit", ends.append)
+    watches = job(2)
+    with subprocess.Popen(["sleep", "100"]) as child:
+        watches[1]._neighbours[0] = Neighbour(child.pid)
+        child.kill()
+    watches[1].dies_of = lambda number: "SIGTERM" if number == signal.SIGTERM else ""
+    with waits.waiting("the exchange of step 0"):
+        watches[1].wake.send(bytes([signal.SIGTERM]))
+        assert until(lambda: ends)
+    assert ends[0] == 128 + signal.SIGTERM
+    said = capfd.readouterr().err
+    assert said.startswith("horovod_detox: rank 1 stops waiting: rank 0 is gone without a word")
+
+
 def test_a_rank_that_leaves_ends_waits_for_it(job, monkeypatch):
     monkeypatch.setattr(watch, "SECONDS", 0.1)
     monkeypatch.setattr(judge, "FAREWELL", 0.3)
