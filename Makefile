@@ -63,7 +63,7 @@ help:
 	@echo "make demo-tf  the same with Keras"
 	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
 	@echo "make check    style, types and the tests that matter most (2 minutes)"
-	@echo "make test     run all tests, in one process and on 4, 6 and 9 ranks (half an hour)"
+	@echo "make test     run all tests, in one process and on 3, 4, 6 and 9 ranks (half an hour)"
 	@echo "make test-oldest  one process, without Horovod, with the oldest versions that are allowed"
 	@echo "make soak     what takes long by its nature: thousands of steps, every pair of all things"
 	@echo "make mutants  break the package in many ways, one at a time: does a test see it?"
@@ -114,8 +114,9 @@ check: lint
 
 test: $(installed)
 	$(one_process) --numprocesses=2 --dist=worksteal
-	@set -ex; for framework in $(FRAMEWORKS); do for ranks in 4 6; do \
-	    $(call job,$$ranks) tests/distributed/$$framework; done; done
+	@set -ex; for framework in $(FRAMEWORKS); do \
+	    $(call job,3) tests/distributed/$$framework/test_shapes.py; \
+	    for ranks in 4 6; do $(call job,$$ranks) tests/distributed/$$framework; done; done
 ifneq ($(filter torch,$(FRAMEWORKS)),)
 	$(call job,9) tests/distributed/torch/test_simulation.py
 endif
@@ -142,7 +143,8 @@ soak: $(installed)
 	$(one_process) --numprocesses=2 --dist=worksteal tests/test_trajectory.py
 	$(call job,6) --timeout=7200 tests/distributed/torch/test_endurance.py \
 	    tests/distributed/torch/test_thread.py
-	$(call job,6) --timeout=7200 tests/distributed/tensorflow/test_endurance.py
+	$(call job,6) --timeout=7200 tests/distributed/tensorflow/test_endurance.py \
+	    tests/distributed/tensorflow/test_shapes.py
 	$(call job,4) --timeout=7200 tests/distributed/tensorflow
 	$(call job,9) --timeout=7200 tests/distributed/torch/test_replicas.py
 	$(one_process) --numprocesses=2 --dist=worksteal tests/watch/test_stops.py
