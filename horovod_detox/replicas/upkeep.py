@@ -93,11 +93,13 @@ class Upkeep:
             control, step, fingerprints: of an exchange, in which all ranks have been heard.
             verdict: what it came to.
         """
+        if step < FIRST:  # who is at fault from the start is explained in the next exchange
+            return NOTHING_FOUND
         new = self._accused_anew(verdict, {*control.diverged, *control.out_of_step})
         # What single ranks tell when it is not due is nobody's business.
         is_told = 2 * control.replicas.any(axis=1).sum() > len(control.replicas)
         is_odd = is_told and (control.has_unknown or self._replicas.differ(control.replicas))
-        if step < FIRST or not (new or is_odd or control.has_files):
+        if not (new or is_odd or control.has_files):
             return NOTHING_FOUND
         dissenters = dict.fromkeys(sorted(new & {*verdict.dissenters}), step)
         if self._replicas.held.is_readable():

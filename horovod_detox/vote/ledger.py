@@ -110,6 +110,7 @@ class Ledger:
         self._callbacks: list[Callable[[Event], None]] = []
         self._lateness = Lateness(groups.world_size)
         self._causes: dict[int, Cause] = {}
+        self._unexplained: Counter[int] = Counter()  # steps in a row that a rank has dissented in
         self._counts: dict[int, Counter[str]] = {}
         self._healed: Counter[int] = Counter()
 
@@ -123,6 +124,7 @@ class Ledger:
         self._faults = {kind: {} for kind in KINDS}
         self._events.clear()
         self._causes, self._counts, self._healed = {}, {}, Counter()
+        self._unexplained.clear()
         self._lateness = Lateness(self._groups.world_size)
         for tally in self._tallies:
             tally.begin_anew()
@@ -186,7 +188,9 @@ class Ledger:
             step: the number of either.
             findings: of what ranks hold alike.
         """
-        self._note_causes(Verdict(()), findings)
+        self._note_healed(findings)
+        for rank in findings.drifts:  # what it dissented for is over
+            self._causes.pop(rank, None)
         self._enter_findings(step, findings)
         self._tell()
 
@@ -201,6 +205,7 @@ class Ledger:
             step, name = steps[rank], self._named([rank])
             since = [e for e in self._events if e.kind == DISSENT and e.step >= step]
             dissents = sum(name[0] in event.ranks for event in since)
+            dissents = max(dissents, self._unexplained.pop(rank, 0))
             self._counts.setdefault(rank, Counter())[cause.kind] += dissents
             self._healed[rank] += cause.is_healed
             self._causes[rank] = cause
@@ -228,9 +233,16 @@ class Ledger:
         """Count by cause who dissents; a dissent that lasts has the cause that it began with."""
         lasting = {r: c for r, c in self._causes.items() if r in verdict.dissenters}
         self._causes = {**lasting, **findings.causes}
+        unexplained, self._unexplained = self._unexplained, Counter()
         for rank in verdict.dissenters:
+            steps = unexplained[rank] + 1
             if cause := self._causes.get(rank):
-                self._counts.setdefault(rank, Counter())[cause.kind] += 1
+                self._counts.setdefault(rank, Counter())[cause.kind] += steps
+            else:
+                self._unexplained[rank] = steps
+        self._note_healed(findings)
+
+    def _note_healed(self, findings: Findings) -> None:
         for rank, cause in (*findings.causes.items(), *findings.drifts.items()):
             self._healed[rank] += cause.is_healed
 

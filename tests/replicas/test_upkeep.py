@@ -130,6 +130,15 @@ def test_a_lasting_lie_is_examined_once():
     assert [event.cause is not None for event in report.events] == [True] + [False] * 6
 
 
+def test_a_lie_from_the_start_is_explained_in_the_next_exchange():
+    results = exchanges(12, every=0, lie=lambda step, rank: rank == 1)
+    assert len(names_of(results)) == 1
+    assert results[0][1].causes == {1: {"compute": 12}}
+    assert [event.cause is not None for event in results[0][1].events] == [False, True] + [
+        False
+    ] * 10
+
+
 @pytest.mark.parametrize("lie", ["digest", "flag", "update"])
 def test_what_one_rank_tells_wrongly_again_and_again_costs_a_round_at_most(lie, monkeypatch):
     tell = Control.tell

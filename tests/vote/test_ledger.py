@@ -226,5 +226,14 @@ def test_a_cause_that_is_found_later_is_entered_where_it_belongs(caplog):
     report = ledger.report()
     assert [event.cause is not None for event in report.events] == [False, True, False]
     assert report.events[1].hosts == ("c",)
-    assert (report.causes, report.healed) == ({2: {"state": 2}}, {2: 1})
+    # What lasted, also from before, has one cause.
+    assert (report.causes, report.healed) == ({2: {"state": 3}}, {2: 1})
+    assert report.hosts_at_fault == {}
+    ledger.note(2, Findings())  # as after a function that was traced
+    ledger.record(3, lost)
+    assert ledger.report().causes == {2: {"state": 4}}
+    for verdict in (Verdict((Vote((0,)),)), lost):
+        ledger.record(4, verdict)
+    assert ledger.report().causes == {2: {"state": 4}}
+    assert ledger.report().hosts_at_fault == {"c": (2,)}
     assert "rank 2 (host c): it held another state than most (parameters/w)" in caplog.messages[-1]

@@ -191,7 +191,7 @@ def test_other_data_do_not_count_against_a_machine(start):
 
 
 def fit_at_fault(start, fault, execution=1, eagerly=False):
-    """Fit, with one fault of rank 0 that is over after a step; return the causes."""
+    """Fit, with a fault of rank 0 in one step or, of all labels, from the start; return causes."""
     start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
     keras.utils.set_random_seed(3)
     model, factor = network(), tf.Variable(1.0)
@@ -204,6 +204,8 @@ def fit_at_fault(start, fault, execution=1, eagerly=False):
     bad = fault if hvd.rank() == 0 else ""
     if bad == "labels":
         labels[8 * 6] += 1
+    if bad == "all labels":
+        labels += 1
 
     def before(step, model):
         factor.assign(3.0 if bad == "machine" and step == 6 else 1.0)
@@ -216,7 +218,7 @@ def fit_at_fault(start, fault, execution=1, eagerly=False):
     report = hvd.fault_report()
     assert report.dissents.keys() == {0}
     assert (report.healed, set(report.hosts_at_fault)) == (
-        ({}, set()) if fault == "labels" else ({}, set(report.hosts.values()))
+        ({}, set()) if "labels" in fault else ({}, set(report.hosts.values()))
     )
     return report.causes
 
@@ -231,6 +233,12 @@ def test_fit_tells_other_data_from_a_bad_machine(start, fault, cause, execution)
 @pytest.mark.parametrize(("fault", "cause"), [("labels", "data"), ("machine", "compute")])
 def test_fit_that_runs_eagerly_tells_them_apart_too(start, fault, cause):
     assert fit_at_fault(start, fault, eagerly=True) == {0: {cause: 1}}
+
+
+def test_fit_tells_data_that_are_others_from_the_start(start):
+    """In the first step the batch is not known yet; the next exchange says it."""
+    (causes,) = fit_at_fault(start, "all labels").values()
+    assert causes == {"data": 9}
 
 
 def test_loops_over_data_in_functions(start):
