@@ -97,12 +97,12 @@ def test_a_rank_that_stops_is_named_by_all_others(frontend, how, bad, ranks):
     assert job.returncode != 0
     text = re.compile(TELLS[how].format(bad=bad, rest=ranks - 1))
     for rank in set(range(ranks)) - {bad}:
-        begins = f"horovod_detox: rank {rank} stops waiting: "
-        said = [line for line in lines[rank] if line.startswith(begins)]
+        begins = f"horovod_detox: rank {rank} stops waiting: "  # or Horovod was within a line
+        said = [line for line in lines[rank] if begins in line]
         assert len(said) == 1, (rank, lines[rank])
         assert text.search(said[0]), said[0]
         after = lines[rank][lines[rank].index(said[0]) + 1 :]
-        assert all(OF_OTHERS.search(line) for line in after), after
+        assert all(OF_OTHERS.search(line) for line in after if line), after
     assert seconds < 60 + (TIMEOUT if how in WAIT else 0) + 2 * LAUNCHERS
     if how == "error":
         assert any("ValueError: a bad sample" in line for line in lines[bad])
