@@ -18,6 +18,9 @@ from horovod_detox.watch.watch import LEAVE_WITHIN, Watch
 
 THEIR_END = 3.0
 """Seconds that a rank lets one that has left end first, so that a launcher tells the right one."""
+UNTIL_ALL_HEARD = 1.0
+"""Seconds in which the others hear of the end of a wait before they lose the connections to this
+rank: Horovod may end them with SIGABRT for that."""
 OF_HOROVOD = {"HorovodInternalError", "OpError"}
 """The errors that Horovod's collectives end in, of its own and of TensorFlow."""
 OF_A_LOSS = re.compile(
@@ -92,6 +95,8 @@ class Leaving:
         self.watch.leave("it stopped waiting for another rank")
         if isinstance(cause, RankLeft):
             self.watch.wait_for_their_end(THEIR_END)
+        else:
+            time.sleep(UNTIL_ALL_HEARD)
         raise SystemExit(TRY_AGAIN)
 
     def _on_exit(self, code: Any = None) -> NoReturn:

@@ -112,6 +112,18 @@ print("goes on", flush=True)
     assert done.stderr.count("ValueError: a warning") == 2
 
 
+def test_one_that_waited_ends_when_the_others_have_heard_of_it():
+    """Horovod may abort them when they lose the connection to this rank."""
+    done, told = run(
+        "said = []\n"
+        "watch.say = lambda cause: said.append(time.monotonic())\n"
+        "watch.close = lambda: print(f'{time.monotonic() - said[0]:.3f}')\n"
+        "raise explained(ExchangeTimeout)"
+    )
+    assert done.returncode == 75
+    assert 1.0 <= float(told[-1]) < 3.0
+
+
 def test_where_nothing_can_be_cut_one_that_waited_ends_without_horovods_shutdown():
     """As under MPI, where it would wait for the rank that is missing."""
     done, told = run(

@@ -11,7 +11,7 @@ import pytest
 
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Waits, waits
-from horovod_detox.watch import judge, watch
+from horovod_detox.watch import judge, leaving, watch
 from horovod_detox.watch.beats import STOPPED, Beat, Finding
 from horovod_detox.watch.processes import Neighbour
 from horovod_detox.watch.watch import Watch, keepers
@@ -271,4 +271,4 @@ def test_pauses_are_as_long_as_asked_unless_something_has_ended():
 
 def test_the_limits_are_in_order():
     assert watch.SECONDS < judge.SURE < judge.SILENT < judge.FIRST_WORD
-    assert watch.ABORT_AFTER < watch.EXIT_AFTER
+    assert watch.SECONDS < leaving.UNTIL_ALL_HEARD < watch.ABORT_AFTER < watch.EXIT_AFTER
