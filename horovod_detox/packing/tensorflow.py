@@ -111,6 +111,11 @@ class Packing:
             )
         )
 
+    @property
+    def wires(self) -> list[tf.Tensor]:
+        """Return the gradients as they travel, in the order of the layout."""
+        return [wire for wire, _ in self._compressed]
+
     def pack(self) -> tf.Tensor:
         """Return the copy: `(w,)` words of all gradients."""
         buffers = [[] for _ in self.layout.buffers.segments]

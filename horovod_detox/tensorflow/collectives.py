@@ -25,7 +25,7 @@ class HorovodCollectives:
 
     Horovod's eager operations have no names, so that only one of a kind can be under way. These
     are nodes of a graph with a session of its own. What is asked for is put together until
-    somebody waits, then sent in one run of the session.
+    somebody waits or asks for it, then sent in one run of the session.
     """
 
     def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
@@ -81,13 +81,13 @@ class HorovodCollectives:
         return self._submit(name, hvd.broadcast, [sent], write, root_rank=root_rank)
 
     def send_pending(self) -> None:
-        """Run all operations that were asked for; hand the results to their handles."""
+        """Let all operations be under way that were asked for."""
         handles, self._pending = self._pending, []
         run = _graph().callable([handle.operation for handle in handles])
         feeds = [feed for handle in handles for feed in handle.feeds]
-        results = in_time(lambda: run(*feeds), handles[0].name, self)
-        for handle, result in zip(handles, results, strict=True):
-            handle.complete(result)
+        running = _Running(lambda: run(*feeds))
+        for i, handle in enumerate(handles):
+            handle.follow(running, i)
 
     def _submit(
         self,
@@ -131,18 +131,28 @@ class _PendingHandle:
         self.feeds = feeds
         self._collectives = collectives
         self._finish = finish
+        self._running: _Running | None = None
+        self._index = 0
         self._result: tuple[Any, ...] = ()
 
-    def complete(self, result: Any) -> None:
-        self._result = (self._finish(result),)
+    def follow(self, running: "_Running", index: int) -> None:
+        """Be under way, with others; the result is the one of this index."""
+        self._running, self._index = running, index
 
     def is_done(self) -> bool:
-        return bool(self._result)
+        return self._sent().is_done()
 
     def wait(self) -> Any:
         if not self._result:
-            self._collectives.send_pending()
+            results = self._sent().result(self.name, self._collectives)
+            self._result = (self._finish(results[self._index]),)
         return self._result[0]
+
+    def _sent(self) -> "_Running":
+        if self._running is None:
+            self._collectives.send_pending()
+        assert self._running is not None
+        return self._running
 
 
 class _Operation:
@@ -175,28 +185,31 @@ class _Graph:
         )
         self._operations: dict[tuple[Any, ...], _Operation] = {}
         self._callables: dict[tuple[_Operation, ...], Callable[..., Any]] = {}
+        self._lock = threading.Lock()  # exchanges of two optimizers may be under way
 
     def operation(
         self, name: str, make: Callable[..., Any], dtypes: tuple[str, ...], **attributes: Any
     ) -> _Operation:
         """Return the node of this name and kind; all ranks make nodes in the same order."""
         key = (name, make, dtypes, *attributes.items())
-        if key not in self._operations:
-            with self._graph.as_default():
-                feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
-                node = make(*feeds, name=name, **attributes)
-            self._operations[key] = _Operation(node, feeds)
-        return self._operations[key]
+        with self._lock:
+            if key not in self._operations:
+                with self._graph.as_default():
+                    feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
+                    node = make(*feeds, name=name, **attributes)
+                self._operations[key] = _Operation(node, feeds)
+            return self._operations[key]
 
     def callable(self, operations: list[_Operation]) -> Callable[..., Any]:
         """Return what runs operations at once: `(*feeds) -> results`."""
         key = tuple(operations)
-        if key not in self._callables:
-            self._callables[key] = self._session.make_callable(
-                [operation.node for operation in operations],
-                [feed for operation in operations for feed in operation.feeds],
-            )
-        return self._callables[key]
+        with self._lock:
+            if key not in self._callables:
+                self._callables[key] = self._session.make_callable(
+                    [operation.node for operation in operations],
+                    [feed for operation in operations for feed in operation.feeds],
+                )
+            return self._callables[key]
 
 
 _graph = cache(_Graph)
@@ -212,29 +225,44 @@ def in_time(work: Callable[[], Any], name: str, collectives: Any) -> Any:
         name: tells what it is.
         collectives: of the ranks.
     """
-    results = []
+    return _Running(work).result(name, collectives)
 
-    def attempt() -> None:
+
+class _Running:
+    """What some ranks do together, in a thread of its own, as Horovod may wait for ever."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work, self._results = work, []
+        self._thread = threading.Thread(target=self._attempt, daemon=True)
+        self._thread.start()
+
+    def _attempt(self) -> None:
         try:
-            results.append(work())
+            self._results.append(self._work())
         except BaseException as error:
-            results.append(error)
+            self._results.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)
-    deadline = time.monotonic() + collectives.timeout
-    with waits.waiting(name, collectives.ranks):
-        thread.start()
-        while not results and time.monotonic() < deadline:
-            thread.join(PAUSE)
-            if not results:
-                check_waits()
-        if not results:
-            raise ExchangeTimeout.after(collectives.timeout, collectives.rank, name)
-        if isinstance(results[0], tf.errors.OpError):
-            # After a page on where the node was made comes what happened.
-            raise explained_in_exchange(
-                HorovodInternalError(results[0].message.split("\nNode: ")[-1])
-            )
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    return results[0]
+    def is_done(self) -> bool:
+        return bool(self._results)
+
+    def result(self, name: str, collectives: Any) -> Any:
+        """Wait for the result and return it, or raise as `in_time` does."""
+        deadline = time.monotonic() + collectives.timeout
+        with waits.waiting(name, collectives.ranks):
+            while not self._results and time.monotonic() < deadline:
+                self._thread.join(PAUSE)
+                if not self._results:
+                    check_waits()
+                if waits.process_ends:
+                    raise ExchangeTimeout.at_the_end(collectives.rank, name)
+            if not self._results:
+                raise ExchangeTimeout.after(collectives.timeout, collectives.rank, name)
+            (result,) = self._results
+            if isinstance(result, tf.errors.OpError):
+                # After a page on where the node was made comes what happened.
+                raise explained_in_exchange(
+                    HorovodInternalError(result.message.split("\nNode: ")[-1])
+                )
+        if isinstance(result, BaseException):
+            raise result
+        return result

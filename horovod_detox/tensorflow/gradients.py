@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from horovod_detox.config import Plan
 from horovod_detox.drill import DrilledEngine
 from horovod_detox.engine import Engine
 from horovod_detox.exchange.control import ParametersDiffer
+from horovod_detox.exchange.step import Outcome
 from horovod_detox.frontend.reduction import Reduction
 from horovod_detox.packing.bits import refuse_sparse
 from horovod_detox.packing.layout import Layout
-from horovod_detox.packing.tensorflow import packing_of
+from horovod_detox.packing.tensorflow import Packing, SignPacking, packing_of
 from horovod_detox.tensorflow.batches import batches, fed
 from horovod_detox.tensorflow.compression import Compression
+from horovod_detox.tensorflow.early import EarlyGradients
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import name_of, native
@@ -132,8 +135,7 @@ class GradientExchange:
                 if isinstance(gradient, tf.IndexedSlices):
                     refuse_sparse(name)
         packing = packing_of(dense, self._compression)
-        words, layout, steps = packing.pack(), packing.layout, tf.identity(self._steps)
-        update, self.is_skipped = _exchange(engine, words, layout, steps)
+        update, self.is_skipped = _exchange(engine, packing, tf.identity(self._steps))
         updates = {}
         for (name, (gradient, _)), tensor in zip(
             given.items(), packing.unpack(update), strict=True
@@ -161,37 +163,84 @@ def scaled(gradient: Any, factor: float) -> Any:
 
 
 def _exchange(
-    engine: Engine | DrilledEngine, words: tf.Tensor, layout: Layout, steps: tf.Tensor
+    engine: Engine | DrilledEngine, packing: Packing | SignPacking, steps: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Turn the words of this rank's copy into those of the update; say if it is to be skipped."""
+    """Return the words of the update, and whether it is to be skipped."""
+    if tf.executing_eagerly():
+        words = packing.pack()
+        _count(engine, steps)
+        outcome = engine.exchange(np.asarray(words), packing.layout)
+        batches.forget()
+        return like(words, outcome.update), tf.constant(outcome.failure is not None)
+    _refuse_compilation()
+    if isinstance(engine, Engine) and isinstance(packing, Packing):
+        early = EarlyGradients(engine, packing.layout)
+        if len(early.groups) > 1:
+            return _exchange_early(engine, early, packing.wires, steps)
 
-    batch = [] if tf.executing_eagerly() else fed(tf.compat.v1.get_default_graph())
+    def exchange(steps: Any, copy: np.ndarray) -> Outcome:
+        _count(engine, steps)
+        return engine.exchange(copy, packing.layout)
 
-    def exchange(copy: np.ndarray, steps: Any) -> tuple[np.ndarray, Any, Any]:
+    return _traced(exchange, steps, [packing.pack()], packing.layout)
+
+
+def _exchange_early(
+    engine: Engine, early: EarlyGradients, wires: Sequence[tf.Tensor], steps: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Do the same with gradients that leave in groups, each as soon as it is computed."""
+
+    def leave(group: int, steps: Any, *gradients: np.ndarray) -> Any:
+        if group == 0:
+            _count(engine, steps)
+            early.begin()
+        early.leave(group, gradients)
+        return steps
+
+    def finish(steps: Any, *gradients: np.ndarray) -> Outcome:
+        leave(last, steps, *gradients)
+        return early.finish()
+
+    last = len(early.groups) - 1
+    of_group = [[wires[i] for i in group] for group in early.groups]
+    for group in range(last):  # each gets what the one before returns, so that they keep in order
+        steps = tf.numpy_function(
+            remembered(partial(leave, group)), [steps, *of_group[group]], tf.int64
+        )
+        steps.set_shape(())
+    return _traced(finish, steps, of_group[last], early.layout)
+
+
+def _traced(
+    exchange: Callable[..., Outcome], steps: tf.Tensor, given: list[tf.Tensor], layout: Layout
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return what an exchange, which is given tensors, will return when the function runs."""
+    batch = fed(tf.compat.v1.get_default_graph())
+
+    def run(steps: Any, *given: np.ndarray) -> tuple[np.ndarray, Any, Any]:
         batches.enter(batch)
-        if engine.tally.steps is not None:
-            engine.tally.steps = int(steps)
-        outcome = engine.exchange(copy, layout)
+        outcome = exchange(steps, *given)
         is_skipped = np.bool_(outcome.failure is not None)
         return outcome.update, is_skipped, np.bool_(batches.is_asked())
 
-    if tf.executing_eagerly():
-        update, is_skipped, _ = exchange(np.asarray(words), steps)
-        batches.forget()
-        return like(words, update), tf.constant(is_skipped)
-    _refuse_compilation()
     update, is_skipped, is_asked = tf.numpy_function(
-        remembered(exchange),
-        [words, steps],
+        remembered(run),
+        [steps, *given],
         (tf.int64, tf.bool, tf.bool),
         name="horovod_detox_needs_jit_compile_False",
     )
-    update.set_shape(words.shape)
+    update.set_shape((layout.words,))
     is_skipped.set_shape(())
     if batch:
         is_asked.set_shape(())
         tf.cond(is_asked, lambda: tf.numpy_function(batches.feed, batch, tf.bool), lambda: False)
     return update, is_skipped
+
+
+def _count(engine: Engine | DrilledEngine, steps: Any) -> None:
+    """Tell an engine how many steps its optimizer has made."""
+    if engine.tally.steps is not None:
+        engine.tally.steps = int(steps)
 
 
 def _dense(gradient: Any, variable: Any) -> tf.Tensor:
