@@ -55,8 +55,8 @@ class Detox:
         one_round_bytes: when the copies of all ranks together have at most this many bytes,
             `sharded` works as `gathered`, which takes one round of messages instead of two.
         overlap_bytes: larger gradients are exchanged in parts of at most this many bytes (`sharded`
-            without a tolerance); in PyTorch each part as soon as the backward pass has computed it.
-            0: as a whole, after the backward pass.
+            without a tolerance), in PyTorch and in a `tf.function` each part as soon as the
+            backward pass has computed it. 0: as a whole, after the backward pass.
         scrub_every: the number of exchanges after which ranks compare what should be equal on them
             (weights, optimizer state, buffers, random states). A rank that differs from most gets
             what most have: see docs/replicas.md. 0: only after a rank was outvoted.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -70,6 +71,18 @@ class EarlyGradients:
     def place(self) -> Place:
         """Return where this thread computes."""
         return nullcontext()
+
+
+def early_gradients(engine: Engine, layout: Layout) -> EarlyGradients:
+    """Return those of an engine and a layout: the same while some trace of a function has them."""
+    key = id(engine), layout
+    found = _in_use.get(key)
+    if found is None:
+        found = _in_use[key] = EarlyGradients(engine, layout)
+    return found
+
+
+_in_use: WeakValueDictionary[tuple[int, Layout], EarlyGradients] = WeakValueDictionary()
 
 
 def _groups(layout: Layout, parts: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ from horovod_detox.packing.layout import Layout
 from horovod_detox.packing.tensorflow import Packing, SignPacking, packing_of
 from horovod_detox.tensorflow.batches import batches, fed
 from horovod_detox.tensorflow.compression import Compression
-from horovod_detox.tensorflow.early import EarlyGradients
+from horovod_detox.tensorflow.early import EarlyGradients, early_gradients
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import name_of, native
@@ -174,7 +174,7 @@ def _exchange(
         return like(words, outcome.update), tf.constant(outcome.failure is not None)
     _refuse_compilation()
     if isinstance(engine, Engine) and isinstance(packing, Packing):
-        early = EarlyGradients(engine, packing.layout)
+        early = early_gradients(engine, packing.layout)
         if len(early.groups) > 1:
             return _exchange_early(engine, early, packing.wires, steps)
 

@@ -1,0 +1,247 @@
+"""Large gradients of a function leave while others are computed: when, and that no bit changes."""
+
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import horovod_detox.tensorflow as hvd
+from horovod_detox.exchange.sharded import Sharded
+from horovod_detox.tensorflow import early
+from tests.distributed.tensorflow.training import everywhere
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
+PARTS = {"overlap_bytes": 4096}
+STEPS = 4
+
+
+def variables(dtypes=("float32",) * 5):
+    """Return weights of odd sizes, the same on every rank."""
+    rng = np.random.default_rng(0)
+    return [tf.Variable(tf.cast(rng.standard_normal((37, 19)), dtype)) for dtype in dtypes]
+
+
+def loss_of(weights, inputs):
+    """Go through layers whose gradients are computed from the last to the first."""
+    hidden = inputs
+    for weight in weights:
+        slope = tf.reduce_mean(tf.tanh(tf.cast(weight, tf.float32) * hidden), axis=1)
+        hidden = hidden * (1 + tf.reduce_mean(slope))
+    return tf.reduce_sum(hidden**2)
+
+
+def inputs_of(step):
+    inputs = np.random.default_rng([step, hvd.group()]).standard_normal((37, 1))
+    if step > 0 and hvd.rank() == 1:  # is given other data
+        inputs += 1
+    return tf.constant(inputs, tf.float32)
+
+
+def train(weights, **options):
+    """Train in a function; return the bits of all weights."""
+    rate = keras.optimizers.SGD(0.1, momentum=0.9)
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            loss = loss_of(weights, inputs)
+        gradients = hvd.DistributedGradientTape(tape, **options).gradient(loss, weights)
+        rate.apply(gradients, weights)
+
+    for number in range(STEPS):
+        step(inputs_of(number))
+    return str([tf.cast(weight, tf.float64).numpy().tobytes() for weight in weights])
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Return when parts were sent."""
+    times = []
+    send = Sharded.send
+    monkeypatch.setattr(
+        Sharded, "send", lambda self, *a, **k: (times.append(time.monotonic()), send(self, *a, **k))
+    )
+    return times
+
+
+@pytest.mark.ranks(6)
+@pytest.mark.parametrize(
+    ("dtypes", "settings", "options"),
+    [
+        (("float32",) * 5, {}, {}),
+        (("float64", "float32", "bfloat16", "float16", "float32"), {"witnesses": 1}, {}),
+        (("float32",) * 5, {"outer": "geometric_median"}, {"compression": hvd.Compression.fp16}),
+        (("float32", "float16") * 2, {"momentum": 0.5}, {}),
+    ],
+)
+def test_no_bit_depends_on_how_gradients_leave(start, sent, dtypes, settings, options):
+    found = []
+    for how in ({"overlap_bytes": 0}, PARTS):
+        start(group_size=3, **settings, **how)
+        sent.clear()
+        found.append(train(variables(dtypes), **options))
+        assert (len(sent) > STEPS) == (how == PARTS)
+        assert hvd.fault_report().dissents == {1: STEPS - 1}
+    assert found[0] == found[1]
+    assert len(set(everywhere(found[0]))) == 1
+
+
+@pytest.mark.ranks(4)
+def test_gradients_leave_before_the_first_layer_has_its_own(start, sent):
+    start(group_size=4, **PARTS)
+    weights, reached = variables(), []
+
+    @tf.custom_gradient
+    def slow(inputs):
+        def gradient(upstream):
+            def wait(values):
+                time.sleep(0.1)
+                reached.append(time.monotonic())
+                return values
+
+            return tf.ensure_shape(tf.numpy_function(wait, [upstream], tf.float32), inputs.shape)
+
+        return tf.identity(inputs), gradient
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            for weight in weights:
+                inputs = slow(inputs) * tf.reduce_sum(weight)
+            loss = tf.reduce_sum(inputs)
+        return hvd.DistributedGradientTape(tape).gradient(loss, weights)[0]
+
+    step(tf.ones((37, 1)))
+    assert len(reached) == 4  # not that of the inputs
+    assert sent[0] < reached[-1]
+    assert len(sent) > 2
+
+
+@pytest.mark.ranks(4)
+def test_fit_sends_parts_in_each_of_several_steps_of_an_execution(start, sent):
+    digests = []
+    for settings in ({"overlap_bytes": 0}, PARTS):
+        start(group_size=2, outer="mean", **settings)
+        sent.clear()
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(30, activation="tanh") for _ in range(3)]
+        model = keras.Sequential([keras.Input((20,)), *layers])
+        optimizer = hvd.DistributedOptimizer(keras.optimizers.Adam(0.01))
+        model.compile(optimizer, "mse", steps_per_execution=2)
+        rng = np.random.default_rng(hvd.group())
+        inputs, targets = rng.standard_normal((64, 20)), rng.standard_normal((64, 30))
+        model.fit(inputs, targets, batch_size=16, shuffle=False, verbose=0)
+        assert hvd.fault_report().steps == 4
+        assert len(sent) % 4 == 0
+        assert (len(sent) > 4) == (settings == PARTS)
+        digests.append(str([weight.numpy().tobytes() for weight in model.weights]))
+    assert digests[0] == digests[1]
+    assert len(set(everywhere(digests[0]))) == 1
+
+
+@pytest.mark.ranks(4)
+def test_a_function_that_fails_midway_leaves_nothing_for_the_next(start, sent):
+    """What others wait for is ended; its update is nobody's."""
+    found = []
+    for fails in (False, True):
+        start(group_size=4, **PARTS)
+        weights = variables()
+
+        @tf.custom_gradient
+        def first(inputs, is_bad):
+            def gradient(upstream):
+                check = tf.debugging.assert_equal(is_bad, False, "a bad layer")
+                with tf.control_dependencies([check]):
+                    return tf.identity(upstream), None
+
+            return inputs + 1, gradient
+
+        @tf.function
+        def step(inputs, is_bad):
+            with tf.GradientTape() as tape:
+                hidden = first(tf.reduce_sum(weights[0]) * inputs, is_bad)  # noqa: B023
+                loss = loss_of(weights[1:], hidden)  # noqa: B023
+            gradients = hvd.DistributedGradientTape(tape).gradient(loss, weights)  # noqa: B023
+            for weight, gradient in zip(weights, gradients, strict=True):  # noqa: B023
+                weight.assign_sub(0.01 * gradient)
+
+        for number in range(3):
+            inputs = tf.ones((37, 1)) * (number + 1.0)
+            if fails and number == 1:
+                with pytest.raises(tf.errors.InvalidArgumentError, match="a bad layer"):
+                    step(5 * inputs, tf.constant(True))
+                hvd.allreduce(tf.constant(1.0), name="together")
+            step(inputs, tf.constant(False))
+        assert hvd.fault_report().dissents == {}
+        found.append(str([weight.numpy().tobytes() for weight in weights]))
+    assert found[0] == found[1]
+    assert len(set(everywhere(found[0]))) == 1
+
+
+@pytest.mark.ranks(4)
+def test_traces_for_other_shapes_share_their_memory(start):
+    start(group_size=4, **PARTS)
+    weights = variables()
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            loss = sum(loss_of(weights, row[:, None]) for row in tf.unstack(inputs))
+        return hvd.DistributedGradientTape(tape).gradient(loss, weights)[0]
+
+    before = len(early._in_use)
+    for rows in (1, 2, 1, 3):
+        step(tf.ones((rows, 37)))
+    assert step.experimental_get_tracing_count() == 3
+    assert len(early._in_use) == before + 1
+
+
+@pytest.mark.ranks(4)
+def test_two_networks_in_one_function(start):
+    digests = []
+    for settings in ({"overlap_bytes": 0}, PARTS):
+        start(group_size=2, outer="mean", **settings)
+        networks = [variables(), variables()]
+
+        @tf.function
+        def step(inputs):
+            for weights in networks:  # noqa: B023
+                with tf.GradientTape() as tape:
+                    loss = loss_of(weights, inputs)
+                gradients = hvd.DistributedGradientTape(tape).gradient(loss, weights)
+                for weight, gradient in zip(weights, gradients, strict=True):
+                    weight.assign_sub(0.01 * gradient)
+
+        for number in range(3):
+            step(tf.ones((37, 1)) * (number + hvd.group() + 1.0))
+        digests.append(str([w.numpy().tobytes() for weights in networks for w in weights]))
+    assert digests[0] == digests[1]
+    assert len(set(everywhere(digests[0]))) == 1
+    assert hvd.fault_report().dissents == {}
+
+
+@pytest.mark.ranks(4)
+def test_ranks_may_join(start):
+    start(group_size=2, outer="mean", **PARTS)
+    weights = variables()
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            loss = loss_of(weights, inputs)
+        for weight, gradient in zip(
+            weights, hvd.DistributedGradientTape(tape).gradient(loss, weights), strict=True
+        ):
+            weight.assign_sub(0.01 * gradient)
+
+    for number in range(2 + 2 * hvd.group()):
+        step(tf.ones((37, 1)) * (number + hvd.group() + 1.0))
+    last = int(hvd.join())
+    hvd.broadcast_variables(weights, root_rank=last)
+    for _ in range(2):
+        step(tf.ones((37, 1)) * (hvd.group() + 1.0))
+    assert len(set(everywhere(str([weight.numpy().tobytes() for weight in weights])))) == 1
+    report = hvd.fault_report()
+    assert (report.dissents, report.abstentions, report.divergences) == ({}, {}, {})
