@@ -89,34 +89,22 @@ def test_no_bit_depends_on_how_gradients_leave(start, sent, dtypes, settings, op
 
 
 @pytest.mark.ranks(4)
-def test_gradients_leave_before_the_first_layer_has_its_own(start, sent):
+def test_parts_are_sent_before_the_last_gradients_are_there(start, sent, monkeypatch):
     start(group_size=4, **PARTS)
-    weights, reached = variables(), []
+    leave, before_the_last = early.EarlyGradients.leave, []
 
-    @tf.custom_gradient
-    def slow(inputs):
-        def gradient(upstream):
-            def wait(values):
-                time.sleep(0.1)
-                reached.append(time.monotonic())
-                return values
+    def wait_and_leave(self, group, gradients):
+        if group == len(self.groups) - 1:
+            until = time.monotonic() + 20
+            while not sent and time.monotonic() < until:
+                time.sleep(0.01)
+            before_the_last.append(len(sent))
+        leave(self, group, gradients)
 
-            return tf.ensure_shape(tf.numpy_function(wait, [upstream], tf.float32), inputs.shape)
-
-        return tf.identity(inputs), gradient
-
-    @tf.function
-    def step(inputs):
-        with tf.GradientTape() as tape:
-            for weight in weights:
-                inputs = slow(inputs) * tf.reduce_sum(weight)
-            loss = tf.reduce_sum(inputs)
-        return hvd.DistributedGradientTape(tape).gradient(loss, weights)[0]
-
-    step(tf.ones((37, 1)))
-    assert len(reached) == 4  # not that of the inputs
-    assert sent[0] < reached[-1]
-    assert len(sent) > 2
+    monkeypatch.setattr(early.EarlyGradients, "leave", wait_and_leave)
+    train(variables())
+    assert len(before_the_last) == STEPS
+    assert 1 <= before_the_last[0] < len(sent)
 
 
 @pytest.mark.ranks(4)
