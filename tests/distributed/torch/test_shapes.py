@@ -48,13 +48,22 @@ def new_model(*more):
 
 def batches(steps=6):
     """Yield the batches of this rank's group."""
-    return (batch(step, hvd.group()) for step in range(steps))
+    return (batch(number, hvd.group()) for number in range(steps))
 
 
 def sgd(model, **options):
     """Return a distributed optimizer."""
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return hvd.DistributedOptimizer(base, model.named_parameters(), **options)
+
+
+def step(model, optimizer, inputs, labels):
+    """Make a usual step; return the loss."""
+    optimizer.zero_grad()
+    loss = cross_entropy(model(inputs), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 @script
@@ -81,9 +90,7 @@ def loader_with_workers():
     for epoch in range(2):
         sampler.set_epoch(epoch)
         for inputs, labels in loader:
-            optimizer.zero_grad()
-            cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
+            step(model, optimizer, inputs, labels)
     return model
 
 
@@ -93,9 +100,7 @@ def dropout_seeded_by_group():
     hvd.seed_group(7)
     optimizer = sgd(model)
     for inputs, labels in batches():
-        optimizer.zero_grad()
-        cross_entropy(model(inputs + 0.1 * torch.randn_like(inputs)), labels).backward()
-        optimizer.step()
+        step(model, optimizer, inputs + 0.1 * torch.randn_like(inputs), labels)
     return model
 
 
@@ -177,11 +182,8 @@ def schedule_on_the_validation_loss():
     optimizer = sgd(model)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
     for inputs, labels in batches():
-        optimizer.zero_grad()
-        loss = cross_entropy(model(inputs), labels)
-        loss.backward()
-        optimizer.step()
-        schedule.step(hvd.agree(loss.item(), by="mean"))
+        loss = step(model, optimizer, inputs, labels)
+        schedule.step(hvd.agree(loss, by="mean"))
     return model
 
 
@@ -192,9 +194,7 @@ def early_stopping():
     best = float("inf")
     inputs_to_validate, labels_to_validate = batch(100, 0)  # the same on all ranks
     for inputs, labels in batches(20):
-        optimizer.zero_grad()
-        cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
+        step(model, optimizer, inputs, labels)
         loss = cross_entropy(model(inputs_to_validate), labels_to_validate).item()
         if hvd.agree(loss > best):
             break
@@ -295,15 +295,12 @@ def sharpness_aware():
 
 @script
 def mixture_of_experts():
-    gate = torch.nn.Linear(5, 2)
     model = torch.nn.ModuleList([new_model(), new_model()])
     optimizer = sgd(model)
-    for step, (inputs, labels) in enumerate(batches()):
-        expert = (step + hvd.group()) % 2  # groups use different ones
-        optimizer.zero_grad()
-        cross_entropy(model[expert](inputs), labels).backward()
-        optimizer.step()
-    return torch.nn.ModuleList([gate, *model])
+    for number, (inputs, labels) in enumerate(batches()):
+        expert = (number + hvd.group()) % 2  # groups use different ones
+        step(model[expert], optimizer, inputs, labels)
+    return model
 
 
 @script
@@ -324,9 +321,7 @@ def compiled():
     optimizer = sgd(model)
     forward = torch.compile(model, backend="eager")
     for inputs, labels in batches(3):
-        optimizer.zero_grad()
-        cross_entropy(forward(inputs), labels).backward()
-        optimizer.step()
+        step(forward, optimizer, inputs, labels)
     return model
 
 
@@ -353,9 +348,7 @@ def a_hook_that_clips_each_gradient():
     for parameter in model.parameters():
         parameter.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
     for inputs, labels in batches():
-        optimizer.zero_grad()
-        cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
+        step(model, optimizer, inputs, labels)
     return model
 
 
@@ -364,11 +357,9 @@ def a_head_that_is_trained_first():
     model = new_model()
     model[0].requires_grad_(False)
     optimizer = sgd(model)
-    for step, (inputs, labels) in enumerate(batches()):
-        model[0].requires_grad_(step >= 3)
-        optimizer.zero_grad()
-        cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
+    for number, (inputs, labels) in enumerate(batches()):
+        model[0].requires_grad_(number >= 3)
+        step(model, optimizer, inputs, labels)
     return model
 
 
@@ -376,10 +367,10 @@ def a_head_that_is_trained_first():
 def a_pass_that_runs_out_of_memory():
     model = new_model()
     optimizer = sgd(model)
-    for step, (inputs, labels) in enumerate(batches()):
+    for number, (inputs, labels) in enumerate(batches()):
         optimizer.zero_grad()
         loss = cross_entropy(model(inputs), labels)
-        if step == 2:
+        if number == 2:
             loss.register_hook(lambda gradient: 1 / 0)
         try:
             loss.backward()
@@ -394,8 +385,8 @@ def resuming_from_a_checkpoint():
     saved = io.BytesIO()
     model = new_model()
     optimizer = sgd(model)
-    for step, (inputs, labels) in enumerate(batches()):
-        if step == 3:  # as in another job: rank 0 has the file, and tells the others
+    for number, (inputs, labels) in enumerate(batches()):
+        if number == 3:  # as in another job: rank 0 has the file, and tells the others
             model = torch.nn.Sequential(*new_model())
             optimizer = sgd(model)
             if hvd.rank() == 0:
@@ -405,22 +396,7 @@ def resuming_from_a_checkpoint():
                 optimizer.load_state_dict(state["optimizer"])
             hvd.broadcast_parameters(model.state_dict(), root_rank=0)
             hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-        optimizer.zero_grad()
-        cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-        if step == 2 and hvd.rank() == 0:
+        step(model, optimizer, inputs, labels)
+        if number == 2 and hvd.rank() == 0:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, saved)
     return model
-
-
-@script
-def averaged_weights():
-    model = new_model()
-    optimizer = sgd(model)
-    average = torch.optim.swa_utils.AveragedModel(model)
-    for inputs, labels in batches():
-        optimizer.zero_grad()
-        cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-        average.update_parameters(model)
-    return average
