@@ -32,8 +32,7 @@ def test_a_liar_changes_no_bit_and_is_named(start, monkeypatch, train):
     assert hvd.fault_report().dissents == {}
     assert set(everywhere(expected)) == {expected}
     liars = LIARS[hvd.size()]
-    ranks = ",".join(map(str, liars))
-    monkeypatch.setenv("HOROVOD_DETOX_ATTACK", f"reverse(scale=100)@{ranks}")
+    monkeypatch.setenv("HOROVOD_DETOX_ATTACK", f"reverse(scale=100)@{','.join(map(str, liars))}")
     start(group_size=3)
     assert digest(train()) == expected
     assert hvd.fault_report().dissents.keys() == {*liars}
@@ -298,8 +297,7 @@ def mixture_of_experts():
     model = torch.nn.ModuleList([new_model(), new_model()])
     optimizer = sgd(model)
     for number, (inputs, labels) in enumerate(batches()):
-        expert = (number + hvd.group()) % 2  # groups use different ones
-        step(model[expert], optimizer, inputs, labels)
+        step(model[(number + hvd.group()) % 2], optimizer, inputs, labels)  # groups use others
     return model
 
 
