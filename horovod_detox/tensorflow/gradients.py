@@ -173,10 +173,13 @@ def _exchange(
         batches.forget()
         return like(words, outcome.update), tf.constant(outcome.failure is not None)
     _refuse_compilation()
-    if isinstance(engine, Engine) and isinstance(packing, Packing):
+    if (
+        isinstance(engine, Engine)
+        and isinstance(packing, Packing)
+        and len(engine.parts(packing.layout)) > 1
+    ):
         early = early_gradients(engine, packing.layout)
-        if len(early.groups) > 1:
-            return _exchange_early(engine, early, packing.wires, steps)
+        return _exchange_early(engine, early, packing.wires, steps)
 
     def exchange(steps: Any, copy: np.ndarray) -> Outcome:
         _count(engine, steps)

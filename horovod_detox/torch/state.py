@@ -6,8 +6,14 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
+from horovod_detox.exchange.control import RanksDisagree
+from horovod_detox.exchange.sharing import share
+from horovod_detox.packing.layout import difference
+from horovod_detox.torch.context import context
 from horovod_detox.torch.main_memory import takes_devices
 from horovod_detox.torch.replicas import holdings
+
+SCOPE, WHAT = "detox", "broadcast_parameters"
 
 State = list[dict[str, Any]]
 """For each parameter of an optimizer what is kept of it; nothing before the first step."""
@@ -20,9 +26,15 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
     Args:
         params: a dict, as `model.state_dict()`, or a list, as `[*model.named_parameters()]`.
         root_rank: whose tensors are sent.
+
+    Raises:
+        RanksDisagree: on every rank, when ranks have tensors of other names, shapes or dtypes.
     """
     pairs: Iterable[Any] = sorted(params.items()) if isinstance(params, Mapping) else params
-    named = [pair if isinstance(pair, tuple) else (None, pair) for pair in pairs]
+    named: list[Any] = [pair if isinstance(pair, tuple) else (None, pair) for pair in pairs]
+    lists = share(context.collectives(SCOPE), WHAT, [_described(*pair) for pair in named])
+    if differ := difference(lists):
+        raise RanksDisagree(f"the parameters to broadcast differ between ranks: {differ}")
     reach = torch.Tensor.contiguous if takes_devices() else lambda tensor: tensor.contiguous().cpu()
     sent = [(name, reach(tensor)) for name, tensor in named]
     hvd.broadcast_parameters(sent, root_rank)
@@ -30,6 +42,10 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
         if received is not tensor:
             tensor.copy_(received)
     holdings.hold(named)
+
+
+def _described(name: str | None, tensor: torch.Tensor) -> list[Any]:
+    return [name or "", [*tensor.shape], str(tensor.dtype).removeprefix("torch.")]
 
 
 @torch.no_grad()

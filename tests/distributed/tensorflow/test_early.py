@@ -208,28 +208,3 @@ def test_two_networks_in_one_function(start):
     assert digests[0] == digests[1]
     assert len(set(everywhere(digests[0]))) == 1
     assert hvd.fault_report().dissents == {}
-
-
-@pytest.mark.ranks(4)
-def test_ranks_may_join(start):
-    start(group_size=2, outer="mean", **PARTS)
-    weights = variables()
-
-    @tf.function
-    def step(inputs):
-        with tf.GradientTape() as tape:
-            loss = loss_of(weights, inputs)
-        for weight, gradient in zip(
-            weights, hvd.DistributedGradientTape(tape).gradient(loss, weights), strict=True
-        ):
-            weight.assign_sub(0.01 * gradient)
-
-    for number in range(2 + 2 * hvd.group()):
-        step(tf.ones((37, 1)) * (number + hvd.group() + 1.0))
-    last = int(hvd.join())
-    hvd.broadcast_variables(weights, root_rank=last)
-    for _ in range(2):
-        step(tf.ones((37, 1)) * (hvd.group() + 1.0))
-    assert len(set(everywhere(str([weight.numpy().tobytes() for weight in weights])))) == 1
-    report = hvd.fault_report()
-    assert (report.dissents, report.abstentions, report.divergences) == ({}, {}, {})

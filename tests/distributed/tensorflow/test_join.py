@@ -51,6 +51,33 @@ def test_a_group_with_less_data_joins_and_comes_back(start, settings, traced):
     assert (report.dissents, report.abstentions, report.divergences) == ({}, {}, {})
 
 
+def test_ranks_join_where_gradients_leave_in_groups(start, small_blocks):
+    start(group_size=2, outer="mean", overlap_bytes=64)
+    weights = [tf.Variable(tf.ones(40 + i)) for i in range(3)]
+
+    @tf.function
+    def step(goal):
+        with hvd.DistributedGradientTape(tf.GradientTape()) as tape:
+            loss = tf.add_n([tf.reduce_sum((weight - goal) ** 2) for weight in weights])
+        for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+            weight.assign_sub(0.1 * gradient)
+
+    for number in range(2 + 2 * hvd.group()):
+        step(tf.constant(number + hvd.group() + 1.0))
+    last = int(hvd.join())
+    hvd.broadcast_variables(weights, root_rank=last)
+    for _ in range(2):
+        step(tf.constant(hvd.group() + 1.0))
+    right = 1.0
+    for goals in ([1, 2], [2, 3], [4], [5], [1, 2], [1, 2]):
+        right -= 0.2 * (right - np.mean(goals))
+    for weight in weights:
+        np.testing.assert_allclose(weight.numpy(), right, rtol=1e-5)
+    assert len(set(everywhere(str([weight.numpy().tobytes() for weight in weights])))) == 1
+    report = hvd.fault_report()
+    assert (report.dissents, report.abstentions, report.divergences) == ({}, {}, {})
+
+
 def test_join_is_called_eagerly(start):
     start(group_size=hvd.size())
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import horovod_detox.torch as hvd
+from horovod_detox.exchange.control import RanksDisagree
 from tests.distributed.torch.steps import assert_gradients, mean_gradients, same_everywhere, wrap
 from tests.distributed.torch.test_thread import PARTS
 from tests.distributed.torch.training import digest, everywhere, loss_of, model
@@ -92,6 +93,17 @@ def test_parameters_that_are_not_contiguous_are_broadcast():
     (turned * turned).sum().backward()
     optimizer.step()
     assert len(set(everywhere(str(turned.tolist())))) == 1
+
+
+def test_other_parameters_on_one_rank_are_an_error_on_all():
+    network = plain()
+    if hvd.rank() == 2:
+        network[0] = torch.nn.Linear(5, 8, bias=False)
+    with pytest.raises(RanksDisagree, match=r"rank 0 has 0.bias \[8\] float32 where rank 2"):
+        hvd.broadcast_parameters(network.state_dict(), root_rank=0)
+    with pytest.raises(RanksDisagree, match=r"rank 0 has 0.bias"):
+        hvd.broadcast_parameters([*network.named_parameters()], root_rank=1)
+    hvd.broadcast_parameters([network[2].weight] if len(network) > 2 else [], root_rank=0)
 
 
 def steps_of(optimizer):
