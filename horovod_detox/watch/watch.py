@@ -209,11 +209,13 @@ class Watch:
                 due = 0.0
         if self._hub is not None and self._hub.alarm in ready:
             due = 0.0
-        self._hear(ready, is_due=time.monotonic() >= due)
-        if time.monotonic() >= due:
-            due = time.monotonic() + SECONDS
-            self._tell()
-        self._die_of(signals)
+        try:
+            self._hear(ready, is_due=time.monotonic() >= due)
+            if time.monotonic() >= due:
+                due = time.monotonic() + SECONDS
+                self._tell()
+        finally:
+            self._die_of(signals)
         if self._is_closing:
             self._end()
         return due

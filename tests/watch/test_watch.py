@@ -97,6 +97,16 @@ def test_a_rank_that_a_launcher_ends_says_first_who_is_gone(job, monkeypatch, ca
     assert said.startswith("horovod_detox: rank 1 stops waiting: rank 0 is gone without a word")
 
 
+def test_a_signal_is_not_lost_when_watching_fails(job, monkeypatch):
+    ends, (_, second) = [], job(2)
+    monkeypatch.setattr(watch.os, "_exit", ends.append)
+    monkeypatch.setattr(second, "_hear", lambda *args, **kwargs: 1 / 0)
+    second.dies_of = lambda number: "SIGTERM" if number == signal.SIGTERM else ""
+    second.wake.send(bytes([signal.SIGTERM]))
+    assert until(lambda: ends)
+    monkeypatch.undo()
+
+
 def test_a_rank_that_leaves_ends_waits_for_it(job, monkeypatch):
     monkeypatch.setattr(watch, "SECONDS", 0.1)
     monkeypatch.setattr(judge, "FAREWELL", 0.3)
