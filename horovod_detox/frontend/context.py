@@ -23,6 +23,7 @@ from horovod_detox.exchange.waits import waits
 from horovod_detox.frontend.engines import Engines, Name, Names
 from horovod_detox.frontend.joining import rejoin
 from horovod_detox.frontend.session import Session, agree
+from horovod_detox.frontend.unnamed import unnamed
 from horovod_detox.frontend.watching import watching
 from horovod_detox.vote.agreement import RULES, NoAgreement, agreed, votes_of
 from horovod_detox.vote.groups import group_seeds
@@ -102,6 +103,7 @@ class Context:
         watching.limit(SETUP_TIMEOUT)
         collectives = self.make_collectives("detox.init", SETUP_TIMEOUT, everybody)
         self._session = agree(collectives, detox)
+        unnamed.begin_anew()
         if collectives.size > 1:
             watching.begin(collectives, self._session.hosts, self._session.config.timeout)
             prepare_kernels(collectives, is_first_of_host=self._hvd.local_rank() == 0)
@@ -248,6 +250,7 @@ class Context:
                 "Horovod. Give every rank at least one batch"
             )
         last, plan = wait(), session.plan()
+        unnamed.begin_anew()
         self._presence.some_have_joined = False  # also where no optimizer is left
         if plan is not None:
             engines = {str(engine.name): engine for engine in self._live if engine.has_begun}

@@ -7,6 +7,7 @@ from typing import Any
 
 from horovod_detox.exchange.waits import waits
 from horovod_detox.frontend.lost import explained
+from horovod_detox.frontend.unnamed import OBJECT, unnamed
 
 KINDS = (
     "allreduce",
@@ -26,7 +27,10 @@ def is_collective(name: str) -> bool:
 
 
 def watched(
-    function: Callable[..., Any], everybody: Any, enter: Callable[[Any], bool]
+    function: Callable[..., Any],
+    everybody: Any,
+    enter: Callable[[Any], bool],
+    is_numbered: bool = False,
 ) -> Callable[..., Any]:
     """Return a collective in which the others see who waits; what begins one does not wait.
 
@@ -34,24 +38,31 @@ def watched(
         function: the collective.
         everybody: the process set of all ranks, where the call names none.
         enter: is called before with the process set; returns whether the call waits for others.
+        is_numbered: whether Horovod numbers those to which the script gives no name.
 
     Returns:
         What raises `ExchangeTimeout` when some rank does not take part.
     """
     signature = inspect.signature(function)
     begins = "async" in function.__name__
+    is_of_objects = function.__name__.endswith("_object")
+    needs_a_name = "name" in signature.parameters and (is_numbered or is_of_objects)
 
     @wraps(function)
     def collective(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        call = signature.bind(*args, **kwargs)
+        given = call.arguments
         process_set = given.get("process_set") or everybody
-        if not enter(process_set) or begins:
-            return function(*args, **kwargs)
         name = given.get("name")
+        is_waited_for = enter(process_set) and not begins
+        if needs_a_name and name is None:
+            given["name"] = OBJECT if is_of_objects else unnamed.next(process_set.ranks or ())
+        if not is_waited_for:
+            return function(*call.args, **call.kwargs)
         what = f"hvd.{function.__name__}" + (f"({name!r})" if name else "")
         with waits.waiting(what, process_set.ranks if process_set.process_set_id else ()):
             try:
-                return function(*args, **kwargs)
+                return function(*call.args, **call.kwargs)
             except Exception as error:
                 meaning = explained(error)
                 if meaning is error:

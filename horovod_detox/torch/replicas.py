@@ -163,13 +163,12 @@ class Holdings:
         self._number = itertools.count()
         self._guarded: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
-    def hold(self, named: Iterable[tuple[str | None, torch.Tensor]]) -> None:
+    def hold(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Look after tensors that are the same on all ranks, as they were just broadcast."""
         places = self._places()
-        for i, (given, tensor) in enumerate(named):
+        for name, tensor in named:
             if not _is_plain(tensor) or _place(tensor) in places:
                 continue
-            name = given or f"tensor {i}"
             self._times[name] += 1  # not what is still alive, which ranks may see differently
             times = f" ({self._times[name]})" if self._times[name] > 1 else ""
             self._held[name + times] = _Held(tensor)
@@ -183,7 +182,7 @@ class Holdings:
         if isinstance(thing, torch.nn.Module):
             self.hold(thing.state_dict().items())
         elif torch.is_tensor(thing):
-            self.hold([(None, thing)])
+            self.hold([("tensor", thing)])
         elif isinstance(thing, torch.optim.Optimizer) or _has_state(thing):
             self._guarded.setdefault(thing, next(self._number))
         else:

@@ -31,7 +31,9 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
         RanksDisagree: on every rank, when ranks have tensors of other names, shapes or dtypes.
     """
     pairs: Iterable[Any] = sorted(params.items()) if isinstance(params, Mapping) else params
-    named: list[Any] = [pair if isinstance(pair, tuple) else (None, pair) for pair in pairs]
+    named: list[tuple[str, torch.Tensor]] = [
+        pair if isinstance(pair, tuple) else (f"tensor {i}", pair) for i, pair in enumerate(pairs)
+    ]
     lists = share(context.collectives(SCOPE), WHAT, [_described(*pair) for pair in named])
     if differ := difference(lists):
         raise RanksDisagree(f"the parameters to broadcast differ between ranks: {differ}")
@@ -44,8 +46,8 @@ def broadcast_parameters(params: Any, root_rank: int) -> None:
     holdings.hold(named)
 
 
-def _described(name: str | None, tensor: torch.Tensor) -> list[Any]:
-    return [name or "", [*tensor.shape], str(tensor.dtype).removeprefix("torch.")]
+def _described(name: str, tensor: torch.Tensor) -> list[Any]:
+    return [name, [*tensor.shape], str(tensor.dtype).removeprefix("torch.")]
 
 
 @torch.no_grad()

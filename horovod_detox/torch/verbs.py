@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import horovod.torch as hvd
+from horovod.torch import mpi_ops
 
 from horovod_detox.frontend.verbs import collectives_of, watched
 from horovod_detox.torch import passes
@@ -22,10 +23,15 @@ def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a collective before which the ranks meet in the exchanges that were postponed."""
-    return watched(function, hvd.global_process_set, _meet)
+    return watched(function, hvd.global_process_set, _meet, is_numbered=True)
 
 
 def _meet(process_set: Any) -> bool:
     if passes.any_postponed():
         passes.meet(process_set.ranks or ())
     return True
+
+
+# What the autograd functions of Horovod's collectives call in a backward pass.
+for _name in ("allreduce", "grouped_allreduce", "allgather", "grouped_allgather", "alltoall"):
+    setattr(mpi_ops, _name, after_exchanges(getattr(mpi_ops, _name)))

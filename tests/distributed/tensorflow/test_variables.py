@@ -139,3 +139,11 @@ def test_a_rank_that_does_not_broadcast_ends_the_wait(start):
         with pytest.raises(RanksDisagree, match="rank 1 has no parameter"):
             hvd.broadcast_variables([], root_rank=0)
     everywhere("rank 1 has ended, too")
+
+
+def test_objects_of_other_types_on_each_rank(start):
+    start(group_size=2)
+    mine = [None, {"a": 1}, "text", 4][hvd.rank()]
+    assert hvd.allgather_object(mine) == [None, {"a": 1}, "text", 4]
+    root_has = {"epoch": 3} if hvd.rank() == 1 else None
+    assert hvd.broadcast_object(root_has, root_rank=1) == {"epoch": 3}

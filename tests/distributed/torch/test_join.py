@@ -19,7 +19,7 @@ def epoch(network, optimizer, steps):
         loss = loss_of(network, step, hvd.group())
         loss.backward()
         optimizer.step()
-        hvd.allreduce(loss.detach(), name="loss")
+        hvd.allreduce(loss.detach())
     last = hvd.join()
     hvd.broadcast_parameters(network.state_dict(), root_rank=last)
     hvd.broadcast_optimizer_state(optimizer, root_rank=last)
