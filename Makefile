@@ -33,7 +33,7 @@ mpirun := mpirun --oversubscribe --bind-to none $(if $(filter 0,$(shell id -u)),
 job_environment := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 \
     TF_ENABLE_ONEDNN_OPTS=0
 # Run tests on the ranks that a launcher starts; with Horovod's own, on so many.
-limit := 900
+limit := 1500
 ranks = $(job_environment) timeout --foreground --kill-after=30 $(limit) $(1) \
     $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
 job = $(call ranks,$(horovodrun) -np $(1))

@@ -294,7 +294,7 @@ def test_a_shuffle_that_would_make_shares_overlap_is_refused(start, seeded_by_gr
 
 @pytest.mark.parametrize("count", [45, 44])
 def test_shares_are_even(start, caplog, count):
-    start(group_size=2, outer="mean", timeout=15.0)
+    start(group_size=2, outer="mean")
     caplog.set_level(logging.WARNING, logger="horovod_detox")
     dataset = hvd.shard(tf.data.Dataset.range(count))
     assert everywhere(int(dataset.cardinality())) == [22] * 4

@@ -206,3 +206,46 @@ def test_two_networks_in_one_function(start):
     assert digests[0] == digests[1]
     assert len(set(everywhere(digests[0]))) == 1
     assert hvd.fault_report().dissents == {}
+
+
+@tf.custom_gradient
+def late(inputs):
+    """Return the inputs, through which gradients go back after a while, another on each rank."""
+
+    def sleep(gradient):
+        time.sleep(0.02 * hvd.rank())
+        return gradient
+
+    def back(gradient):
+        return tf.ensure_shape(tf.numpy_function(sleep, [gradient], tf.float32), gradient.shape)
+
+    return tf.identity(inputs), back
+
+
+@pytest.mark.ranks(4)
+def test_gradients_go_back_through_a_collective_while_others_leave(start, sent):
+    def train_together():
+        weights = variables()
+        rate = keras.optimizers.SGD(0.1)
+
+        @tf.function
+        def step(inputs):
+            with tf.GradientTape() as tape:
+                hidden = tf.tanh(weights[0] * inputs)
+                everyones = tf.reshape(late(hvd.allgather(hidden)), (hvd.size(), 37, 19))
+                loss = loss_of(weights[1:], tf.reduce_mean(everyones, axis=(0, 2))[:, None])
+            gradients = hvd.DistributedGradientTape(tape).gradient(loss, weights)
+            rate.apply(gradients, weights)
+
+        for number in range(STEPS):
+            step(inputs_of(number))
+        return str([weight.numpy().tobytes() for weight in weights])
+
+    found = []
+    for how in ({"overlap_bytes": 0}, PARTS):
+        start(group_size=1, outer="mean", **how)
+        sent.clear()
+        found.append(train_together())
+        assert (len(sent) > STEPS) == (how == PARTS)
+    assert found[0] == found[1]
+    assert len(set(everywhere(found[0]))) == 1

@@ -105,7 +105,7 @@ def test_accumulation_is_asked_for_once_and_in_time(start):
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_overflow_in_one_group_is_skipped_by_all(start, inside):
     """Keras's LossScaleOptimizer skips steps; a rank that did so alone would hang the others."""
-    start(group_size=2, outer="mean", timeout=15.0)
+    start(group_size=2, outer="mean")
     plain = keras.optimizers.SGD(1.0)
     if inside:
         optimizer = keras.optimizers.LossScaleOptimizer(hvd.DistributedOptimizer(plain), 4.0)
@@ -124,7 +124,7 @@ def test_an_overflow_in_one_group_is_skipped_by_all(start, inside):
 
 
 def test_mixed_precision_in_fit(start):
-    start(group_size=4, timeout=30.0)
+    start(group_size=4)
     runs = []
     for attack in (None, NaN(ranks=(2,)), Reverse(ranks=(3,))):
         keras.mixed_precision.set_dtype_policy("mixed_float16")

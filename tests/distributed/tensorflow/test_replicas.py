@@ -13,6 +13,7 @@ import horovod_detox.tensorflow.keras as hvdk
 from .held import flip, network, weight_named
 from .training import everywhere
 
+pytestmark = pytest.mark.ranks(6)
 STEPS, WHEN, SCRUB = 12, 5, 4
 WAYS = ("fit", "function", "eager")
 
@@ -175,7 +176,7 @@ def test_a_drill_that_strikes_nothing_is_refused(start, monkeypatch):
 def test_other_data_do_not_count_against_a_machine(start):
     expected = honest(start, "function")
     assert expected
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    start(group_size=3, outer="mean")
     variable = tf.Variable([1.0, 2.0])
     optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
 
@@ -192,7 +193,7 @@ def test_other_data_do_not_count_against_a_machine(start):
 
 def fit_at_fault(start, fault, execution=1, eagerly=False):
     """Fit, with a fault of rank 0 in one step or, of all labels, from the start; return causes."""
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    start(group_size=3, outer="mean")
     keras.utils.set_random_seed(3)
     model, factor = network(), tf.Variable(1.0)
 
@@ -243,7 +244,7 @@ def test_fit_tells_data_that_are_others_from_the_start(start):
 
 def test_loops_over_data_in_functions(start):
     """With an iterator the batch is seen. In a loop of AutoGraph it is not: nobody is accused."""
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    start(group_size=3, outer="mean")
     variable = tf.Variable([1.0, 2.0])
     optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
     numbers = [1.0, 2.0, 9.0 if hvd.rank() == 0 else 3.0, 4.0]
@@ -267,7 +268,7 @@ def test_loops_over_data_in_functions(start):
 
 
 def test_scrub_heals_what_was_guarded(start):
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    start(group_size=3, outer="mean", scrub_every=0)
     variable, average = tf.Variable([1.0, 2.0]), tf.Variable([5.0])
     optimizer = hvdk.DistributedOptimizer(keras.optimizers.SGD(0.1))
     hvd.guard(average)

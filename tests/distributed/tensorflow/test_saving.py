@@ -14,9 +14,11 @@ from horovod_detox.tensorflow.saving import files
 from .held import flip, network, weight_named
 from .training import everywhere
 
+pytestmark = pytest.mark.ranks(6)
+
 
 def test_what_is_saved_at_the_end_of_an_epoch_is_healed_before(start):
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    start(group_size=3, outer="mean", scrub_every=0)
     keras.utils.set_random_seed(3)
     model, saved = network(), []
 
@@ -49,7 +51,7 @@ SAVERS = {
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
 @pytest.mark.parametrize("name", SAVERS)
 def test_what_is_compared_with_nobody_is_told_at_the_end(start, tmp_path, caplog, name):
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean")
+    start(group_size=3, outer="mean")
     model, other = network(), keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     hvd.broadcast_variables(model.variables, root_rank=0)
     hvd.seed_group(5, model)
@@ -78,7 +80,7 @@ def test_what_is_compared_with_nobody_is_told_at_the_end(start, tmp_path, caplog
 @pytest.mark.parametrize("name", SAVERS)
 def test_what_is_saved_with_a_flipped_bit_loses_its_name(start, tmp_path, name):
     """In the midst of an epoch, by rank 0 alone: the next exchange finds it out."""
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    start(group_size=3, outer="mean", scrub_every=0)
     keras.utils.set_random_seed(3)
     model = network()
 
@@ -104,7 +106,7 @@ def test_what_is_saved_with_a_flipped_bit_loses_its_name(start, tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras, with h5
 def test_what_is_saved_at_the_end_of_the_last_epoch_is_compared(start, tmp_path):
-    start(group_size=3 if hvd.size() == 6 else 4, outer="mean", scrub_every=0)
+    start(group_size=3, outer="mean", scrub_every=0)
     keras.utils.set_random_seed(3)
     model = network()
 

@@ -101,7 +101,7 @@ def test_wishes_with_several_steps_per_execution_and_accumulation(start):
 
 def test_a_masked_nan_ends_nothing(start, caplog):
     """The gradient of the one rank with a NaN is outvoted; its loss is its own."""
-    start(group_size=4, timeout=15.0)
+    start(group_size=4)
     caplog.set_level(logging.WARNING, logger="horovod_detox")
     trained = []
     for faulty in (None, 2):

@@ -9,6 +9,7 @@ from horovod_detox import attacks
 from tests.distributed.torch.steps import sgd, wrap
 from tests.distributed.torch.training import digest, everywhere, loss_of, model
 
+pytestmark = pytest.mark.ranks(4)
 WAYS = [{}, {"overlap_bytes": 64}, {"one_round_bytes": 1 << 20}]
 
 
@@ -102,7 +103,6 @@ def test_a_tolerance_and_join_do_not_go_together(start):
         hvd.join()
 
 
-@pytest.mark.ranks(4)
 def test_two_optimizers_that_take_turns(start):
     start(group_size=2, outer="mean")
     first, second = model(0, normalize=False), model(1, normalize=False)
@@ -121,7 +121,6 @@ def test_two_optimizers_that_take_turns(start):
     assert hvd.fault_report().dissents == {}
 
 
-@pytest.mark.ranks(4)
 def test_join_without_an_optimizer_is_horovods(start):
     """What Horovod's own tests of join check."""
     start(group_size=2)

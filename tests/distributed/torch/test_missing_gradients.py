@@ -8,6 +8,7 @@ import horovod_detox.torch as hvd
 from tests.distributed.torch.steps import same_everywhere, sgd, wrap
 from tests.distributed.torch.training import digest, everywhere
 
+pytestmark = pytest.mark.ranks(4)
 WAYS = [{}, {"overlap_bytes": 64}, {"one_round_bytes": 1 << 20}, {"exchange": "leaders"}]
 # Names, as Horovod makes them up from how many operations a process has begun.
 COLLECTIVES = {
@@ -65,7 +66,6 @@ def test_a_faulty_rank_that_leaves_a_layer_out_is_outvoted(start, settings):
     assert report.dissents == {1: 1}
 
 
-@pytest.mark.ranks(4)
 @pytest.mark.parametrize("settings", WAYS[:2])
 def test_any_collective_may_come_between(start, settings):
     """Of the same batches, one group leaves a layer out: its gradient counts as zero."""
@@ -98,7 +98,6 @@ def test_clipping_after_the_backward_pass_sees_the_update(start, settings):
     assert len(set(everywhere(found))) == 1
 
 
-@pytest.mark.ranks(4)
 @pytest.mark.parametrize("settings", WAYS[:2])
 def test_a_loss_scaler_sees_the_update(start, settings):
     """The gradient of group 0 overflows, where group 1 leaves a layer out: all skip the step."""
@@ -124,7 +123,6 @@ def test_a_loss_scaler_sees_the_update(start, settings):
     assert len(set(everywhere(str(scales)))) == 1
 
 
-@pytest.mark.ranks(4)
 @pytest.mark.parametrize("settings", WAYS[:2])
 @pytest.mark.parametrize("faulty", ["leaves out", "takes all"])
 def test_several_backward_passes_with_collectives_in_between(start, settings, faulty):
@@ -175,7 +173,6 @@ def test_a_rank_that_steps_too_early_waits_for_the_others(start, settings):
     assert train(True) == (expected, {1: 1})
 
 
-@pytest.mark.ranks(4)
 @pytest.mark.parametrize(("settings", "left_out"), [({}, "all of it"), (WAYS[1], "a layer")])
 def test_two_optimizers_share_a_backward_pass(start, settings, left_out):
     """One rank's batch leaves out what the other optimizer trains."""
@@ -204,7 +201,6 @@ def test_two_optimizers_share_a_backward_pass(start, settings, left_out):
     assert train(True) == (expected, {1: 1})
 
 
-@pytest.mark.ranks(4)
 @pytest.mark.parametrize(("settings", "frozen"), [({}, True), (WAYS[1], False)])
 def test_adversarial_networks(start, settings, frozen):
     """The pass of the generator goes through the discriminator, of which one rank's leaves some."""
@@ -275,7 +271,6 @@ def test_a_mixture_of_experts(start, settings):
     assert hvd.fault_report().dissents == {}
 
 
-@pytest.mark.ranks(4)
 @pytest.mark.parametrize("settings", WAYS[:2])
 def test_passes_inside_of_passes(start, settings):
     """A reentrant checkpoint computes gradients in a backward pass of its own."""
@@ -303,7 +298,6 @@ def test_passes_inside_of_passes(start, settings):
     assert train(True) == (expected, {1: 1})
 
 
-@pytest.mark.ranks(4)
 def test_a_gradient_that_comes_after_the_exchange_of_its_step_is_an_error(start):
     """One group has all gradients after its first pass; the others need a second one."""
     start(group_size=hvd.size() // 2, outer="mean")

@@ -14,6 +14,7 @@ from horovod_detox.torch.saving import files
 
 from .training import everywhere
 
+pytestmark = pytest.mark.ranks(6, 9)
 STEPS, WHEN, SCRUB = 12, 5, 4
 BAD = (0, -1)
 """Rank 0 as well as the last."""
@@ -71,7 +72,7 @@ def states_of(network, optimizer):
 
 def train(start, fault=None, bad=(), lies=(), change_batch=None, attack=None, **more):
     """Train with a fault in one step, lies in later ones; return digest and report."""
-    start(group_size=4 if hvd.size() == 4 else 3, outer="mean", scrub_every=SCRUB, **more)
+    start(group_size=3, outer="mean", scrub_every=SCRUB, **more)
     torch.manual_seed(3)
     network = Network()
     hvd.broadcast_parameters(network.state_dict(), root_rank=0)
@@ -112,9 +113,7 @@ def test_a_fault_is_named_and_healed(start, name, bad):
     expected = honest(start)
     bad = range(hvd.size())[bad]
     fault, kind = FAULTS[name]
-    lies = [bad - 1 if bad else 2]
-    if hvd.size() != 4:
-        lies = [bad - hvd.num_groups() if bad else hvd.num_groups()]  # of the same group
+    lies = [bad - hvd.num_groups() if bad else hvd.num_groups()]  # of the same group
     state, report = train(start, fault, [bad], lies)
     assert everywhere(state) == expected
     events = [event for event in report.events if event.cause and event.ranks == (bad,)]
@@ -183,7 +182,7 @@ def test_flipped_labels_do_not_count_against_a_machine(start, bad):
 
 def test_an_evaluation_on_rank_0_alone_accuses_nobody_for_long(start):
     """The data loader draws a seed there, so that dropout differs from then on."""
-    start(group_size=4 if hvd.size() == 4 else 3, outer="mean")
+    start(group_size=3, outer="mean")
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Dropout(), torch.nn.Linear(8, 3))
     hvd.broadcast_parameters(network.state_dict(), root_rank=0)
@@ -271,7 +270,7 @@ def test_a_checkpoint_after_scrub_is_right(start):
 @pytest.mark.parametrize("bad", BAD)
 def test_a_checkpoint_with_a_flipped_bit_loses_its_name(start, tmp_path, bad):
     """It was written under another name first, and is found out in the next exchange."""
-    start(group_size=4 if hvd.size() == 4 else 3, outer="mean", scrub_every=0)
+    start(group_size=3, outer="mean", scrub_every=0)
     bad = range(hvd.size())[bad]
     torch.manual_seed(3)
     network = Network()
@@ -300,7 +299,7 @@ def test_a_checkpoint_with_a_flipped_bit_loses_its_name(start, tmp_path, bad):
 
 def test_a_checkpoint_that_is_compared_with_nobody_is_told_at_the_end(start, tmp_path, caplog):
     """On the rank that has saved it; not what was compared, and not what is no state."""
-    start(group_size=4 if hvd.size() == 4 else 3, outer="mean")
+    start(group_size=3, outer="mean")
     network = Network()
     hvd.broadcast_parameters(network.state_dict(), root_rank=0)
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD(network.parameters(), 0.1))
