@@ -40,6 +40,7 @@ COLLECTIVES = {
 """Those through which gradients go back, by a collective of their own."""
 
 
+@pytest.mark.filterwarnings("ignore:Parameter `average`:DeprecationWarning")  # Horovod's own
 @pytest.mark.parametrize("name", COLLECTIVES)
 def test_gradients_go_back_through_a_collective_while_parts_of_them_leave(start, name):
     """Ranks come to it with more or fewer operations of the exchange begun."""
