@@ -63,7 +63,7 @@ help:
 	@echo "make demo-tf  the same with Keras"
 	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
 	@echo "make check    style, types and the tests that matter most (2 minutes)"
-	@echo "make test     run all tests, in one process and on 3, 4, 6 and 9 ranks (30 to 45 minutes)"
+	@echo "make test     run all tests, in one process and on 3, 4, 6 and 9 ranks (30 to 60 minutes)"
 	@echo "make test-oldest  one process, without Horovod, with the oldest versions that are allowed"
 	@echo "make soak     what takes long by its nature: thousands of steps, every pair of all things"
 	@echo "make mutants  break the package in many ways, one at a time: does a test see it?"

@@ -23,6 +23,8 @@ def meeting(namespace: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a collective before which the ranks meet in the exchanges that were postponed."""
+    if hasattr(function, "__wrapped__"):  # as Horovod's module has them, see below
+        return function
     return watched(function, hvd.global_process_set, _meet, is_numbered=True)
 
 

@@ -2,10 +2,12 @@
 
 import time
 
+import horovod.torch.mpi_ops as stock_mpi_ops
 import pytest
 import torch
 
 import horovod_detox.torch as hvd
+import horovod_detox.torch.mpi_ops as mpi_ops
 from tests.distributed.torch.steps import wrap
 from tests.distributed.torch.test_thread import PARTS
 from tests.distributed.torch.training import digest, everywhere
@@ -87,3 +89,10 @@ def test_objects_of_other_types_on_each_rank(start):
     assert hvd.allgather_object(mine) == [None, {"a": 1}, "text", 4]
     root_has = {"epoch": 3} if hvd.rank() == 1 else None
     assert hvd.broadcast_object(root_has, root_rank=1) == {"epoch": 3}
+
+
+def test_a_collective_is_the_same_by_every_name():
+    """Also those that Horovod's autograd functions call, which this package replaces there."""
+    for name in ("allreduce", "grouped_allreduce", "allgather", "grouped_allgather", "alltoall"):
+        ours = getattr(hvd, name)
+        assert ours is getattr(mpi_ops, name) is getattr(stock_mpi_ops, name)

@@ -10,7 +10,6 @@ from tests.distributed.torch.training import digest, everywhere
 
 pytestmark = pytest.mark.ranks(4)
 WAYS = [{}, {"overlap_bytes": 64}, {"one_round_bytes": 1 << 20}, {"exchange": "leaders"}]
-# Names, as Horovod makes them up from how many operations a process has begun.
 COLLECTIVES = {
     "allreduce": lambda x: hvd.allreduce(x, name="a"),
     "allreduce_": lambda x: hvd.allreduce_(x.clone(), name="b"),
