@@ -23,13 +23,25 @@ if {"HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
     gc.freeze()  # what exists by now need not be looked at after every test
 
 
+def iterate(dataset):
+    """Iterate over a dataset without the thread that tunes it.
+
+    When an iterator is let go of on a busy processor, TensorFlow 2.21 may tell that thread before
+    there is anything to see (`CancellationManager` calls back, then sets its flag). It then waits
+    for the thread's next turn: as long as the iterator has lived, up to a minute.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return _iterate(dataset.with_options(options))
+
+
+_iterate = tf.data.Dataset.__iter__
+tf.data.Dataset.__iter__ = iterate
+
+
 @pytest.fixture(autouse=True)
 def fresh_names():
-    """Forget the names and seeds of earlier tests, and let go of what their errors hold.
-
-    The iterator of a `fit` that has failed lives until it is collected. The longer it has lived,
-    the longer TensorFlow then waits for its thread, up to a minute, whatever the rank is about.
-    """
+    """Forget the names and seeds of earlier tests, and let go of what their errors hold."""
     keras.utils.clear_session(free_memory=False)
     tf.random.set_seed(0)
     yield

@@ -111,6 +111,7 @@ def test_gradients_of_integers_are_refused(start):
 
 
 def test_a_rank_that_stays_away_ends_the_wait(start):
+    everywhere("all are here")
     start(group_size=2, timeout=3.0)
     optimizer, variable = hvd.DistributedOptimizer(sgd()), tf.Variable([0.0])
     optimizer.build([variable])

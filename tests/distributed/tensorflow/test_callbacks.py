@@ -314,7 +314,7 @@ def pairs(numbers, size):
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras's, of unknown lengths
 def test_uneven_epochs_are_refused_at_once_or_explained(start):
-    start(group_size=2, outer="mean", timeout=5.0)
+    start(group_size=2, outer="mean", timeout=10.0)
     with pytest.raises(
         ValueError,
         match=r"batches in an epoch: 11 on ranks \[1, 3\], 12 on ranks \[0, 2\]. They would wait",

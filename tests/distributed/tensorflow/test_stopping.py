@@ -13,7 +13,7 @@ from tests.distributed.tensorflow.training import BATCH, batches, digest, everyw
 
 pytestmark = pytest.mark.ranks(4)
 
-GROUPS_OF_2 = {"group_size": 2, "outer": "mean", "timeout": 15.0}  # (0, 2) and (1, 3)
+GROUPS_OF_2 = {"group_size": 2, "outer": "mean"}  # (0, 2) and (1, 3)
 ALL = (0, 1, 2, 3)
 
 

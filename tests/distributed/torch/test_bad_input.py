@@ -108,6 +108,7 @@ def test_no_majority_in_any_group(start):
 
 
 def test_a_rank_that_stays_away_ends_the_wait(start):
+    everywhere("all are here")
     start(group_size=2, timeout=3.0)
     network = model()
     optimizer = hvd.DistributedOptimizer(sgd(network.parameters()))
