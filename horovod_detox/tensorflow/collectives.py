@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -24,8 +23,9 @@ class HorovodCollectives:
     """The ranks of a process set, under names that begin with `scope`; words are NumPy arrays.
 
     Horovod's eager operations have no names, so that only one of a kind can be under way. These
-    are nodes of a graph with a session of its own. What is asked for is put together until
-    somebody waits or asks for it, then sent in one run of the session.
+    are nodes of a graph with a session, both of their own, as a session takes the longer to begin
+    with a node the more there are. What is asked for is put together until somebody waits or asks
+    for it, then sent in one run of the session.
     """
 
     def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
@@ -35,6 +35,7 @@ class HorovodCollectives:
         self.timeout = timeout
         self._scope = scope
         self._process_set = process_set
+        self._graph = _Graph()
         self._buffers: dict[str, np.ndarray] = {}
         self._pending: list[_PendingHandle] = []
 
@@ -83,7 +84,7 @@ class HorovodCollectives:
     def send_pending(self) -> None:
         """Let all operations be under way that were asked for."""
         handles, self._pending = self._pending, []
-        run = _graph().callable([handle.operation for handle in handles])
+        run = self._graph.callable([handle.operation for handle in handles])
         feeds = [feed for handle in handles for feed in handle.feeds]
         running = _Running(lambda: run(*feeds))
         for i, handle in enumerate(handles):
@@ -97,7 +98,7 @@ class HorovodCollectives:
         finish: Callable[[Any], Any] = lambda result: result,
         **attributes: Any,
     ) -> Handle:
-        node = _graph().operation(
+        node = self._graph.operation(
             f"{self._scope}.{name}",
             operation,
             tuple(feed.dtype.name for feed in feeds),
@@ -164,7 +165,7 @@ class _Operation:
 
 
 class _Graph:
-    """All operations of this process, each built once, and the session that runs them.
+    """Operations, each built once, and the session that runs them.
 
     The session has threads of its own. So an exchange inside `tf.numpy_function` cannot wait for
     the thread that it keeps busy, however few threads TensorFlow has. The threads inside of
@@ -185,34 +186,28 @@ class _Graph:
         )
         self._operations: dict[tuple[Any, ...], _Operation] = {}
         self._callables: dict[tuple[_Operation, ...], Callable[..., Any]] = {}
-        self._lock = threading.Lock()  # exchanges of two optimizers may be under way
 
     def operation(
         self, name: str, make: Callable[..., Any], dtypes: tuple[str, ...], **attributes: Any
     ) -> _Operation:
         """Return the node of this name and kind; all ranks make nodes in the same order."""
         key = (name, make, dtypes, *attributes.items())
-        with self._lock:
-            if key not in self._operations:
-                with self._graph.as_default():
-                    feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
-                    node = make(*feeds, name=name, **attributes)
-                self._operations[key] = _Operation(node, feeds)
-            return self._operations[key]
+        if key not in self._operations:
+            with self._graph.as_default():
+                feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
+                node = make(*feeds, name=name, **attributes)
+            self._operations[key] = _Operation(node, feeds)
+        return self._operations[key]
 
     def callable(self, operations: list[_Operation]) -> Callable[..., Any]:
         """Return what runs operations at once: `(*feeds) -> results`."""
         key = tuple(operations)
-        with self._lock:
-            if key not in self._callables:
-                self._callables[key] = self._session.make_callable(
-                    [operation.node for operation in operations],
-                    [feed for operation in operations for feed in operation.feeds],
-                )
-            return self._callables[key]
-
-
-_graph = cache(_Graph)
+        if key not in self._callables:
+            self._callables[key] = self._session.make_callable(
+                [operation.node for operation in operations],
+                [feed for operation in operations for feed in operation.feeds],
+            )
+        return self._callables[key]
 
 
 def in_time(work: Callable[[], Any], name: str, collectives: Any) -> Any:
