@@ -84,14 +84,18 @@ class Step:
 def _layer(loss: tf.Tensor, weight: tf.Variable, gradient: tf.Tensor, seconds: float) -> Any:
     """Return the loss after a layer whose gradient takes time, but not that of the processor."""
 
-    def sleep(upstream: np.ndarray) -> np.ndarray:
+    def sleep(upstream: np.ndarray, _: np.ndarray) -> np.ndarray:
         time.sleep(seconds)
         return upstream
 
     @tf.custom_gradient
     def layer(loss: tf.Tensor, weight: tf.Tensor) -> Any:
         def backward(upstream: tf.Tensor) -> Any:
-            slept = tf.ensure_shape(tf.numpy_function(sleep, [upstream], tf.float32), ())
+            # TensorFlow keeps stateful operations in their order, so that no gradient could leave
+            # before the last; and it folds what depends on constants only.
+            given = [upstream, weight[:1]]
+            slept = tf.numpy_function(sleep, given, tf.float32, stateful=False)
+            slept = tf.ensure_shape(slept, ())
             return slept, gradient * slept
 
         return loss + tf.reduce_sum(weight[:1]), backward
