@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -85,8 +86,8 @@ class HorovodCollectives:
         """Let all operations be under way that were asked for."""
         handles, self._pending = self._pending, []
         run = self._graph.callable([handle.operation for handle in handles])
-        feeds = [feed for handle in handles for feed in handle.feeds]
-        running = _Running(lambda: run(*feeds))
+        feeds = [feed for handle in handles for feed in handle.take_feeds()]
+        running = _Running(partial(run, *feeds))
         for i, handle in enumerate(handles):
             handle.follow(running, i)
 
@@ -117,7 +118,10 @@ class HorovodCollectives:
 
 
 class _PendingHandle:
-    """A Horovod operation that is asked for, under way or done."""
+    """A Horovod operation that is asked for, under way or done.
+
+    It holds neither what was sent nor, once somebody has waited, what was received.
+    """
 
     def __init__(
         self,
@@ -129,12 +133,16 @@ class _PendingHandle:
     ) -> None:
         self.name = name
         self.operation = operation
-        self.feeds = feeds
+        self._feeds = feeds
         self._collectives = collectives
         self._finish = finish
         self._running: _Running | None = None
         self._index = 0
-        self._result: tuple[Any, ...] = ()
+
+    def take_feeds(self) -> list[np.ndarray]:
+        """Return what is to be sent."""
+        feeds, self._feeds = self._feeds, []
+        return feeds
 
     def follow(self, running: "_Running", index: int) -> None:
         """Be under way, with others; the result is the one of this index."""
@@ -144,10 +152,9 @@ class _PendingHandle:
         return self._sent().is_done()
 
     def wait(self) -> Any:
-        if not self._result:
-            results = self._sent().result(self.name, self._collectives)
-            self._result = (self._finish(results[self._index]),)
-        return self._result[0]
+        results = self._sent().result(self.name, self._collectives)
+        result, results[self._index] = results[self._index], None
+        return self._finish(result)
 
     def _sent(self) -> "_Running":
         if self._running is None:
@@ -227,13 +234,13 @@ class _Running:
     """What some ranks do together, in a thread of its own, as Horovod may wait for ever."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        self._work, self._results = work, []
-        self._thread = threading.Thread(target=self._attempt, daemon=True)
+        self._results: list[Any] = []
+        self._thread = threading.Thread(target=self._attempt, args=[work], daemon=True)
         self._thread.start()
 
-    def _attempt(self) -> None:
+    def _attempt(self, work: Callable[[], Any]) -> None:
         try:
-            self._results.append(self._work())
+            self._results.append(work())
         except BaseException as error:
             self._results.append(error)
 

@@ -22,6 +22,7 @@ from horovod_detox.tensorflow.batches import batches, fed
 from horovod_detox.tensorflow.compression import Compression
 from horovod_detox.tensorflow.early import EarlyGradients, early_gradients
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
+from horovod_detox.tensorflow.memory import UsedAgain
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import name_of, native
 
@@ -67,6 +68,7 @@ class GradientExchange:
         self._sparse_as_dense = sparse_as_dense
         self._engine_of = engine_of
         self._local: set[Any] = set()
+        self._memory = UsedAgain()
         self._factor = reduction.factor(groups)
         self.is_skipped: Any = None
         self.variables: list[tf.Variable] = []
@@ -135,7 +137,7 @@ class GradientExchange:
                 if isinstance(gradient, tf.IndexedSlices):
                     refuse_sparse(name)
         packing = packing_of(dense, self._compression)
-        update, self.is_skipped = _exchange(engine, packing, tf.identity(self._steps))
+        update, self.is_skipped = _exchange(engine, packing, self._memory, tf.identity(self._steps))
         updates = {}
         for (name, (gradient, _)), tensor in zip(
             given.items(), packing.unpack(update), strict=True
@@ -163,29 +165,33 @@ def scaled(gradient: Any, factor: float) -> Any:
 
 
 def _exchange(
-    engine: Engine | DrilledEngine, packing: Packing | SignPacking, steps: tf.Tensor
+    engine: Engine | DrilledEngine,
+    packing: Packing | SignPacking,
+    memory: UsedAgain,
+    steps: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the words of the update, and whether it is to be skipped."""
+    layout = packing.layout
     if tf.executing_eagerly():
         words = packing.pack()
         _count(engine, steps)
-        outcome = engine.exchange(np.asarray(words), packing.layout)
+        outcome = engine.exchange(np.asarray(words), layout, memory.lend(layout.words))
         batches.forget()
         return like(words, outcome.update), tf.constant(outcome.failure is not None)
     _refuse_compilation()
     if (
         isinstance(engine, Engine)
         and isinstance(packing, Packing)
-        and len(engine.parts(packing.layout)) > 1
+        and len(engine.parts(layout)) > 1
     ):
-        early = early_gradients(engine, packing.layout)
+        early = early_gradients(engine, layout)
         return _exchange_early(engine, early, packing.wires, steps)
 
     def exchange(steps: Any, copy: np.ndarray) -> Outcome:
         _count(engine, steps)
-        return engine.exchange(copy, packing.layout)
+        return engine.exchange(copy, layout, memory.lend(layout.words))
 
-    return _traced(exchange, steps, [packing.pack()], packing.layout)
+    return _traced(exchange, steps, [packing.pack()], layout)
 
 
 def _exchange_early(

@@ -1,6 +1,8 @@
 """Large gradients of a function leave while others are computed: when, and that no bit changes."""
 
+import gc
 import time
+import weakref
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import tensorflow as tf
 import horovod_detox.tensorflow as hvd
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.tensorflow import early
+from horovod_detox.tensorflow.memory import UsedAgain
 from tests.distributed.tensorflow.training import everywhere
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -105,6 +108,42 @@ def test_parts_are_sent_before_the_last_gradients_are_there(start, sent, monkeyp
     train(variables())
     assert len(before_the_last) == STEPS
     assert 1 <= before_the_last[0] < len(sent)
+
+
+@pytest.mark.ranks(4)
+def test_memory_of_updates_is_used_again_once_nobody_holds_them(start, monkeypatch):
+    start(group_size=4, **PARTS)
+    weights, lend, lent = variables(), UsedAgain.lend, []
+
+    def noted(self, words):
+        update = lend(self, words)
+        lent.append((update.ctypes.data, weakref.ref(update)))
+        return update
+
+    monkeypatch.setattr(UsedAgain, "lend", noted)
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            loss = loss_of(weights, inputs)
+        return hvd.DistributedGradientTape(tape).gradient(loss, weights)
+
+    gc.disable()  # nothing waits for it
+    try:
+        kept = [step(inputs_of(number)) for number in range(2)]
+        values = [[update.numpy().copy() for update in updates] for updates in kept]
+        for number in range(2, 8):
+            step(inputs_of(number))
+    finally:
+        gc.enable()
+    addresses = [address for address, _ in lent]
+    assert len(lent) == 8
+    assert len({*addresses[2:]}) <= 2
+    assert sum(update() is not None for _, update in lent) <= 3
+    assert not {*addresses[:2]} & {*addresses[2:]}
+    for updates, before in zip(kept, values, strict=True):
+        np.testing.assert_array_equal([update.numpy() for update in updates], before)
+    everywhere("done")
 
 
 @pytest.mark.ranks(4)
