@@ -22,7 +22,7 @@ from horovod_detox.tensorflow.batches import batches, fed
 from horovod_detox.tensorflow.compression import Compression
 from horovod_detox.tensorflow.early import EarlyGradients, early_gradients
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
-from horovod_detox.tensorflow.memory import UsedAgain
+from horovod_detox.tensorflow.memory import memory_of
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import name_of, native
 
@@ -68,7 +68,6 @@ class GradientExchange:
         self._sparse_as_dense = sparse_as_dense
         self._engine_of = engine_of
         self._local: set[Any] = set()
-        self._memory = UsedAgain()
         self._factor = reduction.factor(groups)
         self.is_skipped: Any = None
         self.variables: list[tf.Variable] = []
@@ -137,7 +136,7 @@ class GradientExchange:
                 if isinstance(gradient, tf.IndexedSlices):
                     refuse_sparse(name)
         packing = packing_of(dense, self._compression)
-        update, self.is_skipped = _exchange(engine, packing, self._memory, tf.identity(self._steps))
+        update, self.is_skipped = _exchange(engine, packing, tf.identity(self._steps))
         updates = {}
         for (name, (gradient, _)), tensor in zip(
             given.items(), packing.unpack(update), strict=True
@@ -165,13 +164,10 @@ def scaled(gradient: Any, factor: float) -> Any:
 
 
 def _exchange(
-    engine: Engine | DrilledEngine,
-    packing: Packing | SignPacking,
-    memory: UsedAgain,
-    steps: tf.Tensor,
+    engine: Engine | DrilledEngine, packing: Packing | SignPacking, steps: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the words of the update, and whether it is to be skipped."""
-    layout = packing.layout
+    layout, memory = packing.layout, memory_of(engine)
     if tf.executing_eagerly():
         words = packing.pack()
         _count(engine, steps)
