@@ -153,7 +153,7 @@ class Judge:
         missing = {(what, rank): now for what in waits for rank in self._roots(what, waits)}
         self._missing = {key: self._missing.get(key, now) for key in missing}
         self._next_word = {key: self._next_word.get(key, 0.0) for key in missing}
-        found = [*self._departures(), *self._unheard(now)]
+        found = [*self._departures(now), *self._unheard(now)]
         self._ended &= waits.keys()
         # The longest first: who ends it ends others, too, before these lose their connections.
         over: set[int] = set()
@@ -172,11 +172,13 @@ class Judge:
         least = FAREWELL if known.left and not known.is_gone else SURE
         return now - self._missing[what, rank] >= least
 
-    def _departures(self) -> Iterable[Finding]:
-        """Yield a word of every rank that has left since the last time."""
+    def _departures(self, now: float) -> Iterable[Finding]:
+        """Yield who has left since the last time, and whom they may have lost."""
         for rank, known in enumerate(self._ranks):
             if known.left and rank not in self._told_of:
                 self._told_of.add(rank)
+                if silence := self.silence(range(len(self._ranks)), now):
+                    known.left += f"; {silence}"
                 yield Finding(self._departure(rank), left=rank)
 
     def _unheard(self, now: float) -> Iterable[Finding]:
@@ -334,6 +336,12 @@ class Judge:
                 known.is_said = False
                 if not known.is_silent(now):
                     yield Finding(f"{self._name(rank)} is back")
+
+    def silence(self, ranks: Iterable[int], now: float) -> str:
+        """Say which of some ranks do not answer, though they have not left; "": all do."""
+        known = {rank: self._ranks[rank] for rank in ranks}
+        silent = {rank for rank, its in known.items() if its.is_heard and its.is_silent(now)}
+        return self._stall({rank for rank in silent if not known[rank].left}, now)
 
     def _stall(self, ranks: set[int], now: float) -> str:
         """Say what missing ranks do."""

@@ -24,7 +24,7 @@ rank: Horovod may end them with SIGABRT for that."""
 OF_HOROVOD = {"HorovodInternalError", "OpError"}
 """The errors that Horovod's collectives end in, of its own and of TensorFlow."""
 OF_A_LOSS = re.compile(
-    r"shut ?down|[Cc]onnection|[Rr]ead error|[Tt]imed out|[Bb]roken pipe|recv|unreachable"
+    r"shut ?down|[Cc]onnection|[Rr]ead error|[Tt]ime(d |)out|[Bb]roken pipe|recv|unreachable"
 )
 """What the errors of Horovod say when another rank has left."""
 

@@ -136,10 +136,13 @@ class Watch:
         return bool(self._ended)
 
     def cause(self, seconds: float) -> ExchangeTimeout | None:
-        """Return what the job ends by, as far as is known, waiting for such a word for a while."""
+        """Return what the job ends by, as far as is known, waiting for such a word for a while.
+
+        A keeper waits half as long: it can tell the others who does not answer.
+        """
         with self._news:
-            self._news.wait_for(self._known_cause, seconds)
-            cause = self._known_cause() or self._stopped_neighbour()
+            self._news.wait_for(self._known_cause, seconds / 2 if self._hub else seconds)
+            cause = self._known_cause() or self._stopped_neighbour() or self._silence()
             self._is_victim |= cause is not None
             return cause
 
@@ -147,10 +150,14 @@ class Watch:
         """Return that a rank of this machine is stopped: then nobody may have said so."""
         for rank, neighbour in self._neighbours.items():
             if neighbour.look().state == STOPPED:
-                why = ExchangeTimeout(f"rank {rank} has been stopped (SIGSTOP)")
-                why.is_explained = True
-                return why
+                return _explained(f"rank {rank} has been stopped (SIGSTOP)")
         return None
+
+    def _silence(self) -> ExchangeTimeout | None:
+        """Return that ranks do not answer: Horovod may end waits for them before it is said."""
+        now, heard = time.monotonic(), self._heard.copy()
+        ranks = [rank for rank, (_, at) in heard.items() if now - at > SILENT]
+        return _explained(text) if (text := self._judge.silence(ranks, now)) else None
 
     def _known_cause(self) -> ExchangeTimeout | None:
         """Return what the job ends by; None: it does not, and not when it has gone on since."""
@@ -324,8 +331,7 @@ class Watch:
     def _follow(self, finding: Finding) -> None:
         """Do what a keeper has found."""
         has_left = finding.left is not None or self._departed & set(finding.missing)
-        why = (RankLeft if has_left else ExchangeTimeout)(finding.text)
-        why.is_explained = True
+        why = _explained(finding.text, RankLeft if has_left else ExchangeTimeout)
         with self._news:
             if finding.left is not None:
                 self._departed.add(finding.left)
@@ -366,6 +372,13 @@ class Watch:
                 self._told_of_bad_messages = True
                 text = "rank %d refused a message of rank %d that it cannot read (%s): do both run "
                 log.warning(text + "the same version?", self.rank, sender, error)
+
+
+def _explained(text: str, kind: type[ExchangeTimeout] = ExchangeTimeout) -> ExchangeTimeout:
+    """Return the end of a wait whose reason is known."""
+    error = kind(text)
+    error.is_explained = True
+    return error
 
 
 def keepers(hosts: Sequence[str]) -> tuple[int, ...]:

@@ -66,7 +66,11 @@ class Job:
     @property
     def log(self) -> str:
         """Return what horovodrun and the ranks have printed."""
-        return (self.folder / "log").read_text()
+        return "".join(file.read_text() for file in sorted(self.folder.glob("*log")))
+
+    def said(self, rank: int) -> str:
+        """Return what a rank has printed."""
+        return (self.folder / f"{rank}.log").read_text()
 
     def found(self, seconds: float = 240) -> list[dict[str, Any]]:
         """Wait until every rank has trained in all cases; return what each found."""

@@ -1,11 +1,13 @@
 """One rank of a job on the hosts a, b and c: `horovodrun ... python -m tests.hosts.train FOLDER`.
 
 It trains in every case that it is asked for, writes what it found to FOLDER/RANK.json, and then
-trains on until that fails; why is written to FOLDER/RANK.error.
+trains on until that fails; why is written to FOLDER/RANK.error. What it and Horovod say goes to
+FOLDER/RANK.log, as horovodrun does not pass on all that a rank says at its end.
 """
 
 import functools
 import json
+import os
 import socket
 import sys
 from dataclasses import asdict
@@ -30,6 +32,8 @@ SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 def main(folder: Path, cases: list[str]) -> None:
     """Train in the cases, and on until a host is lost."""
+    log = (folder / f"{os.environ['HOROVOD_RANK']}.log").open("w")
+    os.dup2(log.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
     found = {case: trained(*case.split(":")) for case in cases}
     start("spread")

@@ -160,6 +160,19 @@ def test_why_a_rank_leaves_is_told_at_once_and_ends_waits_that_go_on(why):
     assert end.text == f"{departure.text}; 2 ranks wait for it in the exchange of step 8"
 
 
+def test_who_leaves_by_an_error_of_horovod_is_not_the_only_one_named():
+    """Nobody hears the rank that was lost: its cable may be pulled out."""
+    job = Job(hosts=["a", "a", "b"])
+    job.run(2, [EXCHANGE, EXCHANGE, WORKS])
+    job.run(6, [EXCHANGE, EXCHANGE, {}], silent=[2])
+    error = "HorovodInternalError: Timed out"
+    job.run(9, [EXCHANGE, {"left": error}, {}], silent=[2])
+    departure = job.found[0][1]
+    lost = f"rank 2 (host b) has not answered for 6 s, last seen {AT}"
+    assert departure.text == f"rank 1 (host a) has left after 8 exchanges: {error}; {lost}"
+    assert job.ends()[0][1].text.startswith(departure.text)
+
+
 def test_who_does_not_answer_while_another_is_stopped_is_not_blamed():
     """It may be blocked in Horovod, with the interpreter lock, as the other is stopped."""
     job = Job(size=4)

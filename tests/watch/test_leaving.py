@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from horovod_detox.watch import leaving
+
 ROOT = Path(__file__).parents[2]
 BEGIN = """
 import os, signal, sys, threading, time
@@ -165,3 +167,18 @@ def test_a_handler_of_the_script_stays():
     )
     assert told == ["saved", "left: its script has ended", "closed"]
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Horovod has been shut down. This was caused by an exception on one of the ranks",
+        "[unbound_buffer.cc:81] Timed out waiting 5000ms for recv operation to complete",
+        "Application timeout caused pair closure",
+        "[pair.cc:598] Connection closed by peer [10.0.0.1]:39041",
+        "Read error [10.0.0.1]:39041: Connection reset by peer",
+    ],
+)
+def test_errors_of_horovod_that_others_may_be_behind(said):
+    assert leaving.OF_A_LOSS.search(said)
+    assert not leaving.OF_A_LOSS.search("Mismatched allreduce tensor shapes: 1st has 3, 2nd 4")

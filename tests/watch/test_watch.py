@@ -56,6 +56,15 @@ def test_every_rank_hears_first_who_left_and_why(job):
     assert "rank 2 has left" in str(watches[1].cause(0))
 
 
+def test_what_a_keeper_knows_of_a_silent_rank_explains_an_error_of_horovod(job, monkeypatch):
+    watches = job(3)
+    assert until(lambda: watches[0]._heard.keys() == {0, 1, 2})
+    monkeypatch.setattr(watches[2], "_tell", lambda: None)
+    assert until(lambda: "rank 2 has not answered for" in str(watches[0].cause(0)))
+    assert "rank 1 has" not in str(watches[0].cause(0))
+    assert watches[0].cause(0).is_explained
+
+
 def test_rank_1_speaks_when_rank_0_has_left(job):
     watches = job(3)
     watches[0].leave("SIGTERM")
@@ -77,7 +86,7 @@ def test_rank_1_speaks_at_once_when_rank_0_is_gone(job):
         child.kill()
     cause = watches[2].cause(judge.SILENT - 1)  # a launcher may end this rank in that time
     assert "rank 0 is gone without a word" in str(cause)
-    assert watches[1].cause(0) is not None
+    assert watches[1].cause(5) is not None  # it tells the others first
 
 
 def test_a_rank_that_a_launcher_ends_says_first_who_is_gone(job, monkeypatch, capfd):
