@@ -117,6 +117,7 @@ class Overlap:
         except Postponed:
             self._under_way = under_way
             raise
+        del under_way.sharded  # each holds the other, and gradients with it
         is_final = under_way.has_update and not outcome.is_repeated
         if is_wanted and (outcome.failure is not None or not is_final):
             packing.unpack(packing.update, self._factor, range(len(packing.parameters)))

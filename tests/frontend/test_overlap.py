@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,37 @@ def test_a_thread_ends_with_its_optimizer():
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_an_exchange_that_is_over_holds_no_gradient():
+    """Not even until Python's garbage collector comes by."""
+    detox = Detox(3, one_round_bytes=0, overlap_bytes=16)
+
+    def program(collectives):
+        parameter = torch.nn.Parameter(torch.zeros(40))
+        packing: Any = packing_of([("p", parameter)], Uncompressed)
+        exchanges: list[Any] = []
+        engine: Any = Engine(detox.plan(3), collectives)
+        begin = engine.begin
+
+        def noted(*args):
+            exchange = begin(*args)
+            exchanges.append(weakref.ref(exchange))
+            return exchange
+
+        engine.begin = noted
+        overlap = Overlap(engine, packing)
+        for _ in range(3):
+            parameter.grad = torch.ones(40)
+            overlap.add(parameter)
+            overlap.finish()
+        return [exchange() for exchange in exchanges]
+
+    gc.disable()
+    try:
+        assert InProcessCluster(3).run(program) == [[None] * 3] * 3
+    finally:
+        gc.enable()
 
 
 def test_tasks_are_done_in_order_and_repeated_while_nothing_else_is_to_be_done():
