@@ -32,10 +32,12 @@ mpirun := mpirun --oversubscribe --bind-to none $(if $(filter 0,$(shell id -u)),
 # The ranks of a job share the processors: one thread each.
 job_environment := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 \
     TF_ENABLE_ONEDNN_OPTS=0
-# Run tests on the ranks that a launcher starts; with Horovod's own, on so many.
+# Run tests on the ranks that a launcher starts; with Horovod's own, on so many. Where one takes too
+# long, each rank shows its stacks before the first of them ends the job.
 limit := 1500
 ranks = $(job_environment) timeout --foreground --kill-after=30 $(limit) $(1) \
-    $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread
+    $(venv)/bin/python -m pytest -p no:cacheprovider --timeout-method=thread \
+    -o faulthandler_timeout=100
 job = $(call ranks,$(horovodrun) -np $(1))
 one_process = $(job_environment) timeout --foreground --kill-after=30 7200 $(venv)/bin/python -m pytest
 smoke := tests/test_imports.py tests/test_config.py tests/test_history.py tests/test_path.py \

@@ -152,9 +152,13 @@ class Spoke:
         )
 
     def send(self, message: bytes, is_urgent: bool = False) -> None:
-        """Send something, if there is still room for it."""
-        with suppress(zmq.Again):
-            (self._alarm if is_urgent else self.socket).send(message, zmq.NOBLOCK)
+        """Send something, if there is still room for it.
+
+        What is urgent is usual, too: a keeper answers where it has heard the usual.
+        """
+        for each in (self.socket, self._alarm) if is_urgent else (self.socket,):
+            with suppress(zmq.Again):
+                each.send(message, zmq.NOBLOCK)
 
     def receive(self) -> Iterator[bytes]:
         """Yield what the keeper tells."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from horovod_detox.watch.beats import GONE, RUNNING, STOPPED, Beat, Finding, Seen, Waiting
+from horovod_detox.watch.words import shown, who
 
 FIRST_WORD = 10.0
 """Seconds that others wait for a rank, at least, until this is said."""
@@ -254,7 +255,7 @@ class Judge:
         limit = self.timeout * (PATIENCE if at_work else 1)
         if left:
             text = "; ".join(self._departure(rank) for rank in sorted(left))
-            text += f"; {_ranks(there)} for it in {_shown(what)}"
+            text += f"; {who(there)} for it in {shown(what)}"
             yield Finding(text, ends=what, missing=tuple(sorted(left)))
         elif at_work and what == JOIN:
             return
@@ -262,7 +263,7 @@ class Judge:
             for rank in roots:
                 self._ranks[rank].is_said = False
             yield Finding(
-                f"{self._stall(roots, now)}; {_ranks(there, waited)} in {_shown(what)}. "
+                f"{self._stall(roots, now)}; {who(there, waited)} in {shown(what)}. "
                 f"{self._limit(at_work)}",
                 ends=what,
                 missing=tuple(sorted(roots)),
@@ -290,7 +291,7 @@ class Judge:
             for rank in roots:
                 self._next_word[what, rank] = GROWTH * waited
                 self._ranks[rank].is_said = True
-            place = f"{_ranks(there, waited)} in {_shown(what)}"
+            place = f"{who(there, waited)} in {shown(what)}"
             yield Finding(f"{self._stall(roots, now)}; {place}")
 
     def _limit(self, at_work: bool) -> str:
@@ -308,13 +309,15 @@ class Judge:
         The others can go on, if they do not wait for ranks that end by it.
         """
         lacking = self._lacking(what, waits)
+        if not lacking:
+            yield from self._judge_unfinished(what, waits[what], waited)
         if not lacking or JOIN in waits or waited < self.timeout:
             return
         largest = max(waits, key=lambda each: (len(waits[each]), _longest(waits[each])))
         if what != largest:
             return
         places = "; ".join(
-            f"{_ranks(there)} in {_shown(where)}{self._at(there)}"
+            f"{who(there)} in {shown(where)}{self._at(there)}"
             for where, there in sorted(waits.items())
         )
         yield Finding(
@@ -324,6 +327,18 @@ class Judge:
             ends=what,
             missing=tuple(sorted(lacking)),
         )
+
+    def _judge_unfinished(
+        self, what: str, there: Iterable[int], waited: float
+    ) -> Iterable[Finding]:
+        """End a wait in which all are, and which nobody completes."""
+        all_known = all(known.is_known() for known in self._ranks)
+        if all_known and waited >= PATIENCE * self.timeout:
+            yield Finding(
+                f"{who(there, waited)} in {shown(what)}, and no rank is missing: Horovod or the "
+                f"network does not complete it in {PATIENCE:g} x Detox(timeout={self.timeout:g})",
+                ends=what,
+            )
 
     def _at(self, there: Iterable[int]) -> str:
         place = self._ranks[min(there)].beat.place
@@ -373,28 +388,5 @@ class Judge:
         return f"rank {rank}" + (f" (host {self._hosts[rank]})" if several else "")
 
 
-def _ranks(there: Iterable[int], seconds: float | None = None) -> str:
-    """Say how many ranks wait, or which one, and for how long if that is given.
-
-    >>> _ranks([3]), _ranks([0, 3]), _ranks([0, 3], 12.1)
-    ('rank 3 waits', '2 ranks wait', '2 ranks have been waiting for 12 s')
-    """
-    ranks = sorted(there)
-    one = len(ranks) == 1
-    who = f"rank {ranks[0]}" if one else f"{len(ranks)} ranks"
-    if seconds is None:
-        return f"{who} {'waits' if one else 'wait'}"
-    return f"{who} {'has' if one else 'have'} been waiting for {seconds:.0f} s"
-
-
 def _longest(there: Mapping[int, Waiting]) -> float:
     return max(waiting.seconds for waiting in there.values())
-
-
-def _shown(what: str) -> str:
-    """Return what is waited in as people read it.
-
-    >>> _shown("the exchange of step 3#detox.0.0")
-    'the exchange of step 3'
-    """
-    return what.partition("#")[0]

@@ -72,6 +72,19 @@ def test_who_comes_before_all_ranks_are_known_is_heard_then(hub, context):
     early.close()
 
 
+def test_who_has_only_told_what_is_urgent_is_told_of_others(hub, context):
+    """As a rank whose neighbour dies before its first beat."""
+    keys = zmq.curve_keypair()
+    hub.admit([keys[0].decode()])
+    alarmed = spoke(hub, context, keys)
+    alarmed.send(b"fire", is_urgent=True)
+    assert received(hub, 5, 2) == [(0, b"fire")] * 2
+    hub.tell(b"rank 2 has left", is_lasting=False)
+    assert alarmed.socket.poll(5000)
+    assert list(alarmed.receive()) == [b"rank 2 has left"]
+    alarmed.close()
+
+
 def test_who_is_heard_late_hears_what_was_told_before(hub, context):
     keys = zmq.curve_keypair()
     hub.admit([keys[0].decode()])

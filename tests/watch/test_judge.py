@@ -265,6 +265,19 @@ def test_ranks_that_wait_for_each_other_end_where_most_are():
     assert "different paths through the script" in end.text
 
 
+def test_a_wait_that_all_are_in_ends_too():
+    """As when NCCL or the network between two hosts is stuck."""
+    job = Job(timeout=20.0)
+    job.run(59, [EXCHANGE] * 3)
+    assert not job.found
+    job.run(100, [EXCHANGE] * 3)
+    ((now, end),) = job.found
+    assert 60 <= now < 62
+    assert (end.ends, end.missing) == (EXCHANGE, ())
+    waited = "3 ranks have been waiting for 60 s in the exchange of step 8, and no rank is missing"
+    assert end.text.startswith(waited)
+
+
 def test_who_has_joined_is_not_missing_and_may_wait_for_others_at_work():
     job = Job(timeout=20.0)
     job.run(200, [JOIN, WORKS, WORKS])

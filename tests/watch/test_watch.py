@@ -163,6 +163,17 @@ def test_a_keeper_speaks_to_all_and_logs_what_ends_nothing(job, caplog, monkeypa
     assert re.match(r"rank 2 has left .* SIGTERM", str(watches[1].cause(5)))
 
 
+def test_a_wait_that_nobody_completes_is_ended_by_the_same_words_on_all_ranks(job):
+    watches = job(3, timeout=0.5)
+    with waits.waiting("an allreduce", once=True):
+        assert until(lambda: waits.ended() is not None)
+        ended = str(waits.ended())
+    assert re.match(
+        r"3 ranks have been waiting for \d s in an allreduce, and no rank is mis", ended
+    )
+    assert until(lambda: {str(each.cause(0)) for each in watches} == {ended})
+
+
 def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):
     monkeypatch.setattr(watch, "SECONDS", 0.1)
     monkeypatch.setattr(watch, "ABORT_AFTER", 0.3)
