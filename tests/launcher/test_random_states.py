@@ -101,3 +101,4 @@ def test_the_state_of_tensorflow():
     assert read_state() == before
     assert tf.random.uniform([]) == drawn
     assert (PYTHON.digest(), NUMPY.digest()) == others
+    tf.random.set_seed(None)
