@@ -136,12 +136,11 @@ class Watch:
         return bool(self._ended)
 
     def cause(self, seconds: float) -> ExchangeTimeout | None:
-        """Return what the job ends by, as far as is known, waiting for such a word for a while.
-
-        A keeper waits half as long: it can tell the others who does not answer.
-        """
+        """Return what the job ends by, as far as is known, waiting for such a word for a while."""
         with self._news:
-            self._news.wait_for(self._known_cause, seconds / 2 if self._hub else seconds)
+            self._news.wait_for(self._known_cause, seconds / 2)
+            if self._silence() is None:  # else this is a keeper, for whose word the others wait
+                self._news.wait_for(self._known_cause, seconds / 2)
             cause = self._known_cause() or self._stopped_neighbour() or self._silence()
             self._is_victim |= cause is not None
             return cause

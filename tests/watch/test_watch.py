@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -63,6 +64,12 @@ def test_what_a_keeper_knows_of_a_silent_rank_explains_an_error_of_horovod(job, 
     assert until(lambda: "rank 2 has not answered for" in str(watches[0].cause(0)))
     assert "rank 1 has" not in str(watches[0].cause(0))
     assert watches[0].cause(0).is_explained
+
+
+def test_a_keeper_that_hears_all_waits_for_a_word_as_long_as_others(job):
+    watches = job(2)
+    threading.Timer(2.5, watches[1].leave, ["SIGTERM"]).start()
+    assert isinstance(watches[0].cause(4.0), RankLeft)
 
 
 def test_rank_1_speaks_when_rank_0_has_left(job):
