@@ -336,7 +336,9 @@ class Judge:
         if all_known and waited >= PATIENCE * self.timeout:
             yield Finding(
                 f"{who(there, waited)} in {shown(what)}, and no rank is missing: Horovod or the "
-                f"network does not complete it in {PATIENCE:g} x Detox(timeout={self.timeout:g})",
+                f"network does not complete it. The limit is {PATIENCE:g} x "
+                f"Detox(timeout={self.timeout:g}): look at the network between the hosts, or set a "
+                "longer one if it takes so long",
                 ends=what,
             )
 

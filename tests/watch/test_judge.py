@@ -276,6 +276,7 @@ def test_a_wait_that_all_are_in_ends_too():
     assert (end.ends, end.missing) == (EXCHANGE, ())
     waited = "3 ranks have been waiting for 60 s in the exchange of step 8, and no rank is missing"
     assert end.text.startswith(waited)
+    assert "The limit is 3 x Detox(timeout=20): look at the network between the hosts" in end.text
 
 
 def test_who_has_joined_is_not_missing_and_may_wait_for_others_at_work():
