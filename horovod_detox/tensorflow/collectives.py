@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -24,8 +24,9 @@ class HorovodCollectives:
     """The ranks of a process set, under names that begin with `scope`; words are NumPy arrays.
 
     Horovod's eager operations have no names, so that only one of a kind can be under way. These
-    are nodes of a graph with a session of its own. What is asked for is put together until
-    somebody waits or asks for it, then sent in one run of the session.
+    are nodes of a graph with a session, both of their own, as a session takes the longer to begin
+    with a node the more there are. What is asked for is put together until somebody waits or asks
+    for it, then sent in one run of the session.
     """
 
     def __init__(self, scope: str, timeout: float, process_set: Any = hvd.global_process_set):
@@ -35,6 +36,7 @@ class HorovodCollectives:
         self.timeout = timeout
         self._scope = scope
         self._process_set = process_set
+        self._graph = _Graph()
         self._buffers: dict[str, np.ndarray] = {}
         self._pending: list[_PendingHandle] = []
 
@@ -83,9 +85,9 @@ class HorovodCollectives:
     def send_pending(self) -> None:
         """Let all operations be under way that were asked for."""
         handles, self._pending = self._pending, []
-        run = _graph().callable([handle.operation for handle in handles])
-        feeds = [feed for handle in handles for feed in handle.feeds]
-        running = _Running(lambda: run(*feeds))
+        run = self._graph.callable([handle.operation for handle in handles])
+        feeds = [feed for handle in handles for feed in handle.take_feeds()]
+        running = _Running(partial(run, *feeds))
         for i, handle in enumerate(handles):
             handle.follow(running, i)
 
@@ -97,7 +99,7 @@ class HorovodCollectives:
         finish: Callable[[Any], Any] = lambda result: result,
         **attributes: Any,
     ) -> Handle:
-        node = _graph().operation(
+        node = self._graph.operation(
             f"{self._scope}.{name}",
             operation,
             tuple(feed.dtype.name for feed in feeds),
@@ -116,7 +118,10 @@ class HorovodCollectives:
 
 
 class _PendingHandle:
-    """A Horovod operation that is asked for, under way or done."""
+    """A Horovod operation that is asked for, under way or done.
+
+    It holds neither what was sent nor, once somebody has waited, what was received.
+    """
 
     def __init__(
         self,
@@ -128,12 +133,16 @@ class _PendingHandle:
     ) -> None:
         self.name = name
         self.operation = operation
-        self.feeds = feeds
+        self._feeds = feeds
         self._collectives = collectives
         self._finish = finish
         self._running: _Running | None = None
         self._index = 0
-        self._result: tuple[Any, ...] = ()
+
+    def take_feeds(self) -> list[np.ndarray]:
+        """Return what is to be sent."""
+        feeds, self._feeds = self._feeds, []
+        return feeds
 
     def follow(self, running: "_Running", index: int) -> None:
         """Be under way, with others; the result is the one of this index."""
@@ -143,10 +152,9 @@ class _PendingHandle:
         return self._sent().is_done()
 
     def wait(self) -> Any:
-        if not self._result:
-            results = self._sent().result(self.name, self._collectives)
-            self._result = (self._finish(results[self._index]),)
-        return self._result[0]
+        results = self._sent().result(self.name, self._collectives)
+        result, results[self._index] = results[self._index], None
+        return self._finish(result)
 
     def _sent(self) -> "_Running":
         if self._running is None:
@@ -164,7 +172,7 @@ class _Operation:
 
 
 class _Graph:
-    """All operations of this process, each built once, and the session that runs them.
+    """Operations, each built once, and the session that runs them.
 
     The session has threads of its own. So an exchange inside `tf.numpy_function` cannot wait for
     the thread that it keeps busy, however few threads TensorFlow has. The threads inside of
@@ -185,34 +193,28 @@ class _Graph:
         )
         self._operations: dict[tuple[Any, ...], _Operation] = {}
         self._callables: dict[tuple[_Operation, ...], Callable[..., Any]] = {}
-        self._lock = threading.Lock()  # exchanges of two optimizers may be under way
 
     def operation(
         self, name: str, make: Callable[..., Any], dtypes: tuple[str, ...], **attributes: Any
     ) -> _Operation:
         """Return the node of this name and kind; all ranks make nodes in the same order."""
         key = (name, make, dtypes, *attributes.items())
-        with self._lock:
-            if key not in self._operations:
-                with self._graph.as_default():
-                    feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
-                    node = make(*feeds, name=name, **attributes)
-                self._operations[key] = _Operation(node, feeds)
-            return self._operations[key]
+        if key not in self._operations:
+            with self._graph.as_default():
+                feeds = [tf.compat.v1.placeholder(dtype, [None]) for dtype in dtypes]
+                node = make(*feeds, name=name, **attributes)
+            self._operations[key] = _Operation(node, feeds)
+        return self._operations[key]
 
     def callable(self, operations: list[_Operation]) -> Callable[..., Any]:
         """Return what runs operations at once: `(*feeds) -> results`."""
         key = tuple(operations)
-        with self._lock:
-            if key not in self._callables:
-                self._callables[key] = self._session.make_callable(
-                    [operation.node for operation in operations],
-                    [feed for operation in operations for feed in operation.feeds],
-                )
-            return self._callables[key]
-
-
-_graph = cache(_Graph)
+        if key not in self._callables:
+            self._callables[key] = self._session.make_callable(
+                [operation.node for operation in operations],
+                [feed for operation in operations for feed in operation.feeds],
+            )
+        return self._callables[key]
 
 
 def in_time(work: Callable[[], Any], name: str, collectives: Any) -> Any:
@@ -232,13 +234,13 @@ class _Running:
     """What some ranks do together, in a thread of its own, as Horovod may wait for ever."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        self._work, self._results = work, []
-        self._thread = threading.Thread(target=self._attempt, daemon=True)
+        self._results: list[Any] = []
+        self._thread = threading.Thread(target=self._attempt, args=[work], daemon=True)
         self._thread.start()
 
-    def _attempt(self) -> None:
+    def _attempt(self, work: Callable[[], Any]) -> None:
         try:
-            self._results.append(self._work())
+            self._results.append(work())
         except BaseException as error:
             self._results.append(error)
 

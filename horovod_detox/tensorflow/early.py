@@ -11,6 +11,7 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange.step import Outcome
 from horovod_detox.frontend.overlap import Overlap, Place
 from horovod_detox.packing.layout import Layout
+from horovod_detox.tensorflow.memory import UsedAgain
 
 
 class EarlyGradients:
@@ -34,7 +35,7 @@ class EarlyGradients:
         self.update = self.copy[:0]
         buffers = layout.typed(self.copy)
         self._places = [buffers[number][start:stop] for number, start, stop in layout.places]
-        self._overlap = Overlap(engine, self)
+        self._overlap, self._memory = Overlap(engine, self), UsedAgain()
         self.groups = _groups(layout, len(engine.parts(layout)))
 
     @property
@@ -45,8 +46,7 @@ class EarlyGradients:
     def begin(self) -> None:
         """Begin an exchange; end that of a function that has failed, for which the others wait."""
         self._overlap.abandon()
-        # New memory, as TensorFlow may hold the last update.
-        self.update = aligned_empty((self.layout.words,), "int64")
+        self.update = self._memory.lend(self.layout.words)
 
     def leave(self, group: int, gradients: Sequence[np.ndarray]) -> None:
         """Copy the gradients of a group, whose memory is lent, and let them be sent."""
@@ -57,9 +57,12 @@ class EarlyGradients:
 
     def finish(self) -> Outcome:
         """Return the outcome, when all groups have left; raise what `Engine.exchange` does."""
-        if self._engine.presence.some_have_joined:
-            return self._engine.exchange(self.copy, self.layout, self.update)
-        return self._overlap.finish()
+        try:
+            if self._engine.presence.some_have_joined:
+                return self._engine.exchange(self.copy, self.layout, self.update)
+            return self._overlap.finish()
+        finally:
+            self.update = self.copy[:0]  # TensorFlow alone holds the memory
 
     def pack(self, indices: Sequence[int]) -> np.ndarray:
         """Return the copy, in which the gradients are already."""

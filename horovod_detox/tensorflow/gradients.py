@@ -22,6 +22,7 @@ from horovod_detox.tensorflow.batches import batches, fed
 from horovod_detox.tensorflow.compression import Compression
 from horovod_detox.tensorflow.early import EarlyGradients, early_gradients
 from horovod_detox.tensorflow.failures import raise_as_they_are, remembered
+from horovod_detox.tensorflow.memory import memory_of
 from horovod_detox.tensorflow.missing import Named, completed, wire_name
 from horovod_detox.tensorflow.variables import name_of, native
 
@@ -166,26 +167,27 @@ def _exchange(
     engine: Engine | DrilledEngine, packing: Packing | SignPacking, steps: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the words of the update, and whether it is to be skipped."""
+    layout, memory = packing.layout, memory_of(engine)
     if tf.executing_eagerly():
         words = packing.pack()
         _count(engine, steps)
-        outcome = engine.exchange(np.asarray(words), packing.layout)
+        outcome = engine.exchange(np.asarray(words), layout, memory.lend(layout.words))
         batches.forget()
         return like(words, outcome.update), tf.constant(outcome.failure is not None)
     _refuse_compilation()
     if (
         isinstance(engine, Engine)
         and isinstance(packing, Packing)
-        and len(engine.parts(packing.layout)) > 1
+        and len(engine.parts(layout)) > 1
     ):
-        early = early_gradients(engine, packing.layout)
+        early = early_gradients(engine, layout)
         return _exchange_early(engine, early, packing.wires, steps)
 
     def exchange(steps: Any, copy: np.ndarray) -> Outcome:
         _count(engine, steps)
-        return engine.exchange(copy, packing.layout)
+        return engine.exchange(copy, layout, memory.lend(layout.words))
 
-    return _traced(exchange, steps, [packing.pack()], packing.layout)
+    return _traced(exchange, steps, [packing.pack()], layout)
 
 
 def _exchange_early(

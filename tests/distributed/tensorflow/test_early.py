@@ -1,6 +1,8 @@
 """Large gradients of a function leave while others are computed: when, and that no bit changes."""
 
+import gc
 import time
+import weakref
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import tensorflow as tf
 import horovod_detox.tensorflow as hvd
 from horovod_detox.exchange.sharded import Sharded
 from horovod_detox.tensorflow import early
+from horovod_detox.tensorflow.memory import UsedAgain
 from tests.distributed.tensorflow.training import everywhere
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -105,6 +108,45 @@ def test_parts_are_sent_before_the_last_gradients_are_there(start, sent, monkeyp
     train(variables())
     assert len(before_the_last) == STEPS
     assert 1 <= before_the_last[0] < len(sent)
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("how", [tf.function, lambda step: step], ids=["function", "eagerly"])
+def test_memory_of_updates_is_used_again_once_nobody_holds_them(start, monkeypatch, how):
+    start(group_size=4, **PARTS)
+    # TensorFlow takes a tensor in place when it begins at such a number of bytes.
+    weights = [tf.Variable(tf.ones((64, 64))) for _ in range(3)]
+    lend, lent = UsedAgain.lend, []
+
+    def noted(self, words):
+        update = lend(self, words)
+        lent.append((update.ctypes.data, weakref.ref(update)))
+        return update
+
+    monkeypatch.setattr(UsedAgain, "lend", noted)
+
+    @how
+    def step(number):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([number * tf.reduce_sum(weight**2) for weight in weights])
+        return hvd.DistributedGradientTape(tape).gradient(loss, weights)
+
+    gc.disable()  # nothing waits for it
+    try:
+        kept = [step(tf.constant(float(number))) for number in range(2)]
+        values = [[update.numpy().copy() for update in updates] for updates in kept]
+        for number in range(2, 8):
+            step(tf.constant(float(number)))
+    finally:
+        gc.enable()
+    addresses = [address for address, _ in lent]
+    assert len(lent) == 8
+    assert len({*addresses[2:]}) <= 2, addresses
+    assert sum(update() is not None for _, update in lent) <= 3
+    assert not {*addresses[:2]} & {*addresses[2:]}
+    for updates, before in zip(kept, values, strict=True):
+        np.testing.assert_array_equal([update.numpy() for update in updates], before)
+    everywhere("done")
 
 
 @pytest.mark.ranks(4)
