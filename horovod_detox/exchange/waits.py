@@ -50,11 +50,13 @@ class Wait:
             behind a # tells it from others, and is not for people.
         ranks: who has to come there; empty: all.
         since: when it began, by the clock of `time.monotonic`.
+        is_possible: whether it is not known that this process waits there: it may compute.
     """
 
     what: str
     ranks: tuple[int, ...] = ()
     since: float = field(default_factory=time.monotonic)
+    is_possible: bool = False
 
 
 class Waits:
@@ -62,6 +64,7 @@ class Waits:
 
     Attributes:
         pace: of its exchanges.
+        latest_end: when a wait was over last, by the clock of `time.monotonic`.
         process_ends: whether it has come to its end, and waits for nobody any more.
     """
 
@@ -70,29 +73,33 @@ class Waits:
         self._ended: dict[str, ExchangeTimeout] = {}
         self._news = threading.Event()
         self.pace = Pace()
+        self.latest_end = 0.0
         self.process_ends = False
 
     @contextmanager
-    def waiting(self, what: str, ranks: Sequence[int] = (), once: bool = False) -> Iterator[None]:
+    def waiting(
+        self, what: str, ranks: Sequence[int] = (), once: bool = False, is_possible: bool = False
+    ) -> Iterator[None]:
         """Wait for other ranks inside of the block.
 
         Args:
-            what, ranks: as of `Wait`.
+            what, ranks, is_possible: as of `Wait`.
             once: whether there is never another wait of this name: one that was ended without this
                 rank has ended for it, too.
         """
         if not once:
             self._ended.pop(what, None)
-        wait = Wait(what, tuple(ranks))
+        wait = Wait(what, tuple(ranks), is_possible=is_possible)
         self._open.append(wait)
         try:
             yield
         finally:
             self._open.remove(wait)
+            self.latest_end = time.monotonic()
 
     def outermost(self) -> Wait | None:
-        """Return what this process waits for; None: for nobody."""
-        return next(iter(self._open), None)
+        """Return what this process waits for, or may wait for; None: for nobody."""
+        return min([*self._open], key=lambda wait: wait.is_possible, default=None)
 
     def end(self, what: str, why: ExchangeTimeout) -> None:
         """End all waits of a name, now or when they are entered."""

@@ -29,7 +29,7 @@ def is_collective(name: str) -> bool:
 def watched(
     function: Callable[..., Any],
     everybody: Any,
-    enter: Callable[[Any], bool],
+    enter: Callable[[Any, str], bool],
     is_numbered: bool = False,
 ) -> Callable[..., Any]:
     """Return a collective in which the others see who waits; what begins one does not wait.
@@ -37,7 +37,8 @@ def watched(
     Args:
         function: the collective.
         everybody: the process set of all ranks, where the call names none.
-        enter: is called before with the process set; returns whether the call waits for others.
+        enter: is called before with the process set and what others are told; returns whether the
+            call waits for others.
         is_numbered: whether Horovod numbers those to which the script gives no name.
 
     Returns:
@@ -54,12 +55,12 @@ def watched(
         given = call.arguments
         process_set = given.get("process_set") or everybody
         name = given.get("name")
-        is_waited_for = enter(process_set) and not begins
+        what = f"hvd.{function.__name__}" + (f"({name!r})" if name else "")
+        is_waited_for = enter(process_set, what) and not begins
         if needs_a_name and name is None:
             given["name"] = OBJECT if is_of_objects else unnamed.next(process_set.ranks or ())
         if not is_waited_for:
             return function(*call.args, **call.kwargs)
-        what = f"hvd.{function.__name__}" + (f"({name!r})" if name else "")
         with waits.waiting(what, process_set.ranks if process_set.process_set_id else ()):
             try:
                 return function(*call.args, **call.kwargs)

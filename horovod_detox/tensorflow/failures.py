@@ -1,4 +1,4 @@
-"""Errors of exchanges in traced functions, raised as what they are.
+"""Errors of exchanges and collectives in traced functions, raised as what they are.
 
 TensorFlow wraps what `tf.numpy_function` raises: an error of its own, with the text behind a page
 on where the operation was made.
@@ -14,7 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from horovod_detox import process
+from horovod_detox.frontend.lost import explained
 from horovod_detox.tensorflow.executions import executions
+from horovod_detox.tensorflow.inside import inside
 from horovod_detox.tensorflow.replacing import replace_method
 
 _latest: list[Exception] = []
@@ -45,14 +47,16 @@ def raise_as_they_are() -> None:
 
 
 def _call_and_translate(call: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-    try:
-        with executions.running((args, kwargs)):
+    with executions.running((args, kwargs)), inside.running(function) as may_wait:
+        try:
             return call(function, *args, **kwargs)
-    except tf.errors.OpError as error:
-        if failure := _behind(error):
-            _leave_the_word_to_rank_0(failure)
-            raise failure.with_traceback(None) from None
-        raise
+        except tf.errors.OpError as error:
+            if failure := _behind(error):
+                _leave_the_word_to_rank_0(failure)
+                raise failure.with_traceback(None) from None
+            if may_wait and (meaning := explained(error)) is not error:
+                raise meaning from error
+            raise
 
 
 def _behind(error: tf.errors.OpError) -> Exception | None:

@@ -28,7 +28,7 @@ def after_exchanges(function: Callable[..., Any]) -> Callable[..., Any]:
     return watched(function, hvd.global_process_set, _meet, is_numbered=True)
 
 
-def _meet(process_set: Any) -> bool:
+def _meet(process_set: Any, _: str) -> bool:
     if passes.any_postponed():
         passes.meet(process_set.ranks or ())
     return True

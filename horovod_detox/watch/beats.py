@@ -35,11 +35,13 @@ class Waiting:
         what: is waited in, the same on all ranks that wait for each other there.
         ranks: who has to come there; empty: all.
         seconds: since when.
+        is_possible: whether the rank may compute there instead.
     """
 
     what: str
     ranks: tuple[int, ...]
     seconds: float
+    is_possible: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def _text(value: Any) -> str:
 
 def _waiting(told: Any) -> Waiting:
     ranks = tuple(_number(int, rank) for rank in told["ranks"])
-    return Waiting(_text(told["what"]), ranks, _number(float, told["seconds"]))
+    seconds = _number(float, told["seconds"])
+    return Waiting(_text(told["what"]), ranks, seconds, told["is_possible"] is True)
 
 
 def _seen(told: Any) -> Seen:

@@ -5,9 +5,10 @@ how long it may take: one that is at work, as in an evaluation that only rank 0 
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from horovod_detox.watch.beats import GONE, RUNNING, STOPPED, Beat, Finding, Seen, Waiting
+from horovod_detox.watch.beats import GONE, RUNNING, STOPPED, Beat, Finding, Waiting
+from horovod_detox.watch.known import Known
 from horovod_detox.watch.words import shown, who
 
 FIRST_WORD = 10.0
@@ -16,8 +17,6 @@ STEPS = 5
 """So many steps they wait, too, until then."""
 GROWTH = 2.0
 """It is said again when they have waited so many times longer."""
-SILENT = 3.0
-"""Seconds without a word from a rank after which it does not answer."""
 PATIENCE = 3.0
 """A rank that is at work may take so many times longer than one that stands still."""
 SURE = 1.2
@@ -30,52 +29,6 @@ GRACE = 1.0
 JOIN = "hvd.join"
 """What ranks wait in that have no more data, while the others go on."""
 MOST_NAMED = 4
-
-
-@dataclass
-class _Rank:
-    """What is known of a rank.
-
-    Attributes:
-        beat: what it told last.
-        at: when.
-        seen: what another rank of its host saw of it last.
-        seen_at: when.
-        left: why and when it has left the job; "": it has not.
-        is_gone: whether it has left without a word.
-        is_heard: whether it ever told anything.
-        cut_at: when its connection ended; None: it has not.
-        is_said: whether it was said to be missing.
-    """
-
-    beat: Beat
-    at: float
-    seen: Seen | None = None
-    seen_at: float = 0.0
-    left: str = ""
-    is_gone: bool = False
-    is_heard: bool = False
-    cut_at: float | None = None
-    is_said: bool = False
-
-    def is_known(self) -> bool:
-        """Return whether anything is known of it."""
-        return self.is_heard or bool(self.left)
-
-    def is_silent(self, now: float) -> bool:
-        return now - self.at > SILENT
-
-    def seen_now(self, now: float) -> Seen | None:
-        return self.seen if now - self.seen_at <= SILENT else None
-
-    def still(self, now: float) -> float:
-        """Return for how many seconds it is known to have stood still."""
-        seen = self.seen_now(now)
-        if seen is not None and (self.is_silent(now) or seen.state == STOPPED):
-            since = seen.still + now - self.seen_at
-            return max(since, now - self.at) if seen.state == STOPPED else since
-        age = now - self.at
-        return age if self.is_silent(now) else self.beat.still + age
 
 
 class Judge:
@@ -94,7 +47,7 @@ class Judge:
     def __init__(self, hosts: Sequence[str], timeout: float, now: float) -> None:
         self.timeout = timeout
         self._hosts = self.machines = tuple(hosts)
-        self._ranks = [_Rank(Beat(), now) for _ in hosts]
+        self._ranks = [Known(Beat(), now) for _ in hosts]
         self._began: float | None = now
         self._told_of: set[int] = set()
         self._missing: dict[tuple[str, int], float] = {}
@@ -136,7 +89,7 @@ class Judge:
         """Return whether a rank has left, or has not told anything for some time."""
         return bool(self._ranks[rank].left) or self._ranks[rank].is_silent(now)
 
-    def _lose(self, known: _Rank, hint: str = "") -> None:
+    def _lose(self, known: Known, hint: str = "") -> None:
         if not known.left:
             known.is_gone = True
             place = f" {known.beat.place}," if known.beat.place else ""
@@ -201,7 +154,7 @@ class Judge:
             stopped = (seen := known.seen_now(now)) is not None and seen.state == STOPPED
             if waiting is None or known.left or known.is_silent(now) or stopped:
                 continue
-            by_now = Waiting(waiting.what, waiting.ranks, waiting.seconds + now - known.at)
+            by_now = replace(waiting, seconds=waiting.seconds + now - known.at)
             waits.setdefault(waiting.what, {})[rank] = by_now
         return waits
 
@@ -220,10 +173,10 @@ class Judge:
     def _roots(self, what: str, waits: Mapping[str, Mapping[int, Waiting]]) -> set[int]:
         """Return who is missing there: ranks that do not wait themselves.
 
-        Where a lacking rank waits for others, these are.
+        Where a lacking rank waits for others, these are; if nobody is, those that may not wait.
         """
         place_of = {rank: where for where, there in waits.items() for rank in there}
-        roots, to_do, seen = set(), [what], set()
+        roots, possible, to_do, seen = set(), set(), [what], set()
         while to_do:
             if (where := to_do.pop()) in seen:
                 continue
@@ -231,9 +184,10 @@ class Judge:
             for rank in self._lacking(where, waits):
                 if rank in place_of:
                     to_do.append(place_of[rank])
+                    possible |= {rank} if waits[to_do[-1]][rank].is_possible else set()
                 else:
                     roots.add(rank)
-        return roots
+        return roots or possible - waits[what].keys()
 
     def _judge(
         self,
@@ -246,10 +200,13 @@ class Judge:
         there = waits[what]
         waited = _longest(there)
         if not roots:
-            yield from self._judge_circle(what, waits, waited)
+            waits = {where: its for where, its in waits.items() if not _is_possible(its)}
+            yield from self._judge_circle(what, waits, waited) if what in waits else ()
             return
         roots = self._culprits(roots, now)
         left = {rank for rank in roots if self._ranks[rank].left}
+        if left and _is_possible(there):  # Horovod ends it, if it is one
+            return
         still = max(self._ranks[rank].still(now) for rank in roots)
         at_work = still < self.timeout
         limit = self.timeout * (PATIENCE if at_work else 1)
@@ -388,6 +345,10 @@ class Judge:
     def _name(self, rank: int) -> str:
         several = len(set(self._hosts)) > 1
         return f"rank {rank}" + (f" (host {self._hosts[rank]})" if several else "")
+
+
+def _is_possible(there: Mapping[int, Waiting]) -> bool:
+    return next(iter(there.values())).is_possible
 
 
 def _longest(there: Mapping[int, Waiting]) -> float:

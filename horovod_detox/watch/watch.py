@@ -18,6 +18,7 @@ from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Wait, waits
 from horovod_detox.remedies import TRY_AGAIN
 from horovod_detox.watch.beats import (
     CALM,
+    LONG,
     MOST_TEXT,
     STOPPED,
     URGENT,
@@ -27,7 +28,8 @@ from horovod_detox.watch.beats import (
     Waiting,
 )
 from horovod_detox.watch.channel import Hub, Spoke, address
-from horovod_detox.watch.judge import SILENT, Judge
+from horovod_detox.watch.judge import Judge
+from horovod_detox.watch.known import SILENT
 from horovod_detox.watch.places import Sampler
 from horovod_detox.watch.processes import Identity, Neighbour
 
@@ -299,8 +301,11 @@ class Watch:
     def _beat(self) -> Beat:
         wait, place = waits.outermost(), self._sampler.sample()
         waiting = None
-        if wait is not None:
+        if wait is not None and not wait.is_possible:
             waiting = Waiting(wait.what, wait.ranks, time.monotonic() - wait.since)
+        elif wait is not None and self._sampler.still >= LONG:
+            seconds = time.monotonic() - max(wait.since, waits.latest_end)
+            waiting = Waiting(wait.what, wait.ranks, min(seconds, self._sampler.still), True)
         is_due = waiting is not None and waiting.seconds > SILENT
         seen = {
             rank: neighbour.look()

@@ -74,7 +74,12 @@ def with_torch(how, timeout):
             elif how == "set" and pair.included():
                 hvd.allreduce(torch.ones(1), name="pair", process_set=pair)
         optimizer.zero_grad()
-        model(batch).mean().backward()
+        output = model(batch)
+        if how == "backward":
+            output = hvd.allgather(output, name="outputs")
+            if step == AT and hvd.rank() == int(sys.argv[3]):
+                stop("sleep")
+        output.mean().backward()
         optimizer.step()
         time.sleep(0.02)
     return hvd
@@ -83,10 +88,15 @@ def with_torch(how, timeout):
 def with_keras(how, timeout):
     import keras
     import numpy as np
+    import tensorflow as tf
 
     import horovod_detox.tensorflow as hvd
     from horovod_detox import Detox
     from horovod_detox.keras import DistributedOptimizer
+
+    @tf.function
+    def mean_of_all(loss):
+        return hvd.allreduce(loss, name="loss")
 
     class Stop(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -96,6 +106,10 @@ def with_keras(how, timeout):
                 if hvd.rank() == int(sys.argv[3]):
                     stop("sleep")
                 hvd.allreduce(np.ones(1, np.float32), name="loss")
+            if how == "function":
+                if batch == AT and hvd.rank() == int(sys.argv[3]):
+                    stop("sleep")
+                mean_of_all(tf.ones(1))
             time.sleep(0.02)
 
     hvd.init(detox=Detox(group_size=3, timeout=timeout))

@@ -8,6 +8,8 @@ from horovod_detox.watch.beats import GONE, IN_IO, RUNNING, SLEEPING, STOPPED, B
 from horovod_detox.watch.judge import JOIN, Judge
 
 EXCHANGE = "the exchange of step 8#detox.0.0"
+FUNCTION = "a function with hvd.allreduce('loss')"
+"""Where a rank waits or computes."""
 AT = "at train.py:41 (time.sleep(100))"
 
 
@@ -40,7 +42,9 @@ class Job:
                     fields["still"] += self.now - began
                 if what := fields.get("waiting"):
                     since = self.since.setdefault((rank, what), self.now)
-                    fields["waiting"] = Waiting(what, fields.pop("of", ()), self.now - since)
+                    is_possible = what == FUNCTION
+                    of = fields.pop("of", ())
+                    fields["waiting"] = Waiting(what, of, self.now - since, is_possible)
                 self.judge.hear(rank, Beat(step=8, **fields), self.now)
             self.found += [(self.now, finding) for finding in self.judge.look(self.now)]
 
@@ -277,6 +281,39 @@ def test_a_wait_that_all_are_in_ends_too():
     waited = "3 ranks have been waiting for 60 s in the exchange of step 8, and no rank is missing"
     assert end.text.startswith(waited)
     assert "The limit is 3 x Detox(timeout=20): look at the network between the hosts" in end.text
+
+
+def test_who_is_missing_while_others_may_wait_for_it_is_named():
+    job = Job()
+    job.run(70, [FUNCTION, FUNCTION, STANDS])
+    assert job.said()[0][1].startswith("rank 2 has been at train.py:41")
+    ((now, end),) = job.ends()
+    assert (round(now), end.ends, end.missing) == (60, FUNCTION, (2,))
+    job = Job()
+    job.run(300, [FUNCTION, FUNCTION, WORKS])
+    assert [round(now) for now, _ in job.ends()] == [180]
+
+
+def test_ranks_that_may_all_compute_are_not_ended():
+    job = Job(timeout=20.0)
+    job.run(300, [FUNCTION] * 3)
+    assert not job.found
+    job.run(5, [FUNCTION, {"left": "its script has ended"}, FUNCTION])
+    job.run(300, [FUNCTION, {"left": "its script has ended"}, FUNCTION])
+    assert not job.ends()
+
+
+def test_who_may_compute_is_missing_where_others_wait_and_nobody_else_is():
+    job = Job()
+    computes = {"waiting": FUNCTION, "place": AT, "still": 0.0}
+    job.run(70, [EXCHANGE, EXCHANGE, computes])
+    ((now, end),) = job.ends()
+    assert (round(now), end.ends, end.missing) == (60, EXCHANGE, (2,))
+    assert end.text.startswith("rank 2 has been at train.py:41")
+    job = Job(size=4)
+    job.run(70, [EXCHANGE, EXCHANGE, FUNCTION, STANDS])
+    assert {end.missing for _, end in job.ends()} == {(3,)}
+    assert {end.ends for _, end in job.ends()} == {EXCHANGE, FUNCTION}
 
 
 def test_who_has_joined_is_not_missing_and_may_wait_for_others_at_work():

@@ -28,6 +28,10 @@ TELLS = {
     "stop": rf"rank {{bad}} has been stopped \(SIGSTOP\) for \d+ s, last seen .*{LIMIT}",
     "lock": rf"rank {{bad}} has not answered for \d+ s \(sleeping\), last seen .*{LIMIT}",
     "reduce": rf"rank {{bad}} has been at {AT}.*{WAITS} hvd\.allreduce\('loss'\)\.{LIMIT}",
+    "function": rf"rank {{bad}} has been at {AT} \(time\.sleep\(1000\)\) for \d+ s; {WAITS} "
+    rf"a function with hvd\.allreduce\('loss'\)\.{LIMIT}",
+    "backward": rf"rank {{bad}} has been at {AT} \(time\.sleep\(1000\)\) for \d+ s; {WAITS} "
+    rf"hvd\.allreduce\.{LIMIT}",
     "set": rf"rank {{bad}} has been at {AT}.*(rank \d|\d ranks) ha(s|ve) been waiting .*"
     rf"(hvd|the exch){LIMIT}",
     "other": r"ranks have been waiting for each other in different places for \d+ s: "
@@ -40,7 +44,9 @@ TELLS = {
     "term": r"rank {bad} has left after 8 exchanges: SIGTERM",
 }
 """What ranks say whose job another has ended."""
-WAIT = ("sleep", "stop", "lock", "reduce", "set", "other")
+WAIT = ("sleep", "stop", "lock", "reduce", "function", "backward", "set", "other")
+OF_ONE = {"set": "torch", "other": "torch", "backward": "torch", "function": "keras"}
+"""The frontend, for what is tested with one."""
 
 ROWS = [
     ("torch", "sleep", 0, 3),
@@ -51,6 +57,7 @@ ROWS = [
     ("torch", "lock", 2, 3),
     ("keras", "_exit", 1, 3),
     ("keras", "reduce", 2, 3),
+    ("keras", "function", 1, 3),
     ("keras", "stop", 0, 3),
 ]
 if SOAK:
@@ -60,7 +67,7 @@ if SOAK:
         for frontend in ("torch", "keras")
         for how in TELLS
         for bad in (0, 1, ranks - 1)
-        if frontend == "torch" or how not in ("set", "other")
+        if frontend == OF_ONE.get(how, frontend)
         if how != "set" or bad < 2
     ]
 

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Waits, waits
-from horovod_detox.watch import judge, leaving, watch
+from horovod_detox.watch import judge, known, leaving, watch
 from horovod_detox.watch.beats import STOPPED, Beat, Finding
 from horovod_detox.watch.processes import Neighbour
 from horovod_detox.watch.watch import Watch, keepers
@@ -91,7 +92,7 @@ def test_rank_1_speaks_at_once_when_rank_0_is_gone(job):
             watches[rank]._neighbours[0] = Neighbour(child.pid)
         watches[0].close()
         child.kill()
-    cause = watches[2].cause(judge.SILENT - 1)  # a launcher may end this rank in that time
+    cause = watches[2].cause(known.SILENT - 1)  # a launcher may end this rank in that time
     assert "rank 0 is gone without a word" in str(cause)
     assert watches[1].cause(5) is not None  # it tells the others first
 
@@ -179,6 +180,26 @@ def test_a_wait_that_nobody_completes_is_ended_by_the_same_words_on_all_ranks(jo
         r"3 ranks have been waiting for \d s in an allreduce, and no rank is mis", ended
     )
     assert until(lambda: {str(each.cause(0)) for each in watches} == {ended})
+
+
+def test_a_possible_wait_counts_from_when_nothing_has_moved(job):
+    (watch,) = job(1)
+    sampler = watch._sampler = types.SimpleNamespace(sample=lambda: "at a.py:1", still=0.5)
+    with waits.waiting("a function", is_possible=True):
+        assert watch._beat().waiting is None
+        sampler.still = 100.0
+        assert watch._beat().waiting.seconds < 1
+        time.sleep(1.2)
+        waiting = watch._beat().waiting
+        assert (waiting.what, waiting.is_possible) == ("a function", True)
+        assert waiting.seconds > 1
+        sampler.still = 1.1
+        assert watch._beat().waiting.seconds == 1.1
+        with waits.waiting("an exchange inside of it"):
+            assert watch._beat().waiting.what == "an exchange inside of it"
+        sampler.still = 100.0
+        assert watch._beat().waiting.seconds < 1
+    assert watch._beat().waiting is None
 
 
 def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):
@@ -307,5 +328,5 @@ def test_pauses_are_as_long_as_asked_unless_something_has_ended():
 
 
 def test_the_limits_are_in_order():
-    assert watch.SECONDS < judge.SURE < judge.SILENT < judge.FIRST_WORD
+    assert watch.SECONDS < judge.SURE < known.SILENT < judge.FIRST_WORD
     assert watch.SECONDS < leaving.UNTIL_ALL_HEARD < watch.ABORT_AFTER < watch.EXIT_AFTER
