@@ -87,7 +87,7 @@ class Context:
         """
         if not self._hvd.is_initialized():
             watching.end()
-        with watching.connecting():
+        with watching.connecting(self._hvd.gloo_enabled):
             self._hvd.init(*args, **kwargs)
         if self._is_initialised(detox):
             return
@@ -118,7 +118,7 @@ class Context:
 
     def add_process_set(self, process_set: Any) -> Any:
         """Add a process set, as Horovod does."""
-        with watching.connecting():
+        with watching.connecting(self._hvd.gloo_enabled):
             return self._hvd.add_process_set(process_set)
 
     def _tell_who_is_slow(self) -> None:

@@ -1,6 +1,6 @@
 """The watch over the job of this process, from Horovod's init to its shutdown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from horovod_detox.exchange.collectives import Collectives
@@ -18,9 +18,9 @@ class Watching:
         self._leaving: Leaving | None = None
         self._watch: Watch | None = None
 
-    def connecting(self) -> AbstractContextManager[None]:
-        """Remember the connections that Horovod makes inside of a block."""
-        return self._sockets.recorded()
+    def connecting(self, is_gloo: Callable[[], bool]) -> AbstractContextManager[None]:
+        """Remember the connections that Horovod makes inside of a block, if it uses Gloo then."""
+        return self._sockets.recorded(is_gloo)
 
     def begin(self, collectives: Collectives, hosts: Sequence[str], timeout: float) -> None:
         """Watch the job; one that is watched already goes on, with another limit.

@@ -79,7 +79,7 @@ class Frontend:
 
     def init(self, *args: Any, **kwargs: Any) -> None:
         """Initialise Horovod as the script says, and then DETOX as the command line says."""
-        with watching.connecting():
+        with watching.connecting(self._hvd.gloo_enabled):
             self._hvd.init(*args, **kwargs)
         try:
             self._context.init()

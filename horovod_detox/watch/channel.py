@@ -217,3 +217,13 @@ def address(host: str, hosts: Sequence[str]) -> str:
                     probe.connect(destination)  # of datagrams, which sends nothing
                     return probe.getsockname()[0]
     return LOOPBACK
+
+
+def keepers(hosts: Sequence[str]) -> tuple[int, ...]:
+    """Return who hears all ranks: rank 0 and, for when that is missing, one on another host.
+
+    >>> keepers(["a", "a", "b", "b"]), keepers(["a", "a"]), keepers(["a"])
+    ((0, 2), (0, 1), (0,))
+    """
+    elsewhere = (rank for rank, host in enumerate(hosts) if host != hosts[0])
+    return (0, *[next(elsewhere, 1)][: len(hosts) - 1])

@@ -7,7 +7,7 @@ are those that the process has made during `hvd.init()`.
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
@@ -19,12 +19,16 @@ class Sockets:
         os.register_at_fork(after_in_child=self._close_in_child)
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Remember those that are made inside of the block, by any thread."""
+    def recorded(self, is_gloo: Callable[[], bool]) -> Iterator[None]:
+        """Remember those that are made inside of the block, by any thread.
+
+        Args:
+            is_gloo: tells after the block whether Horovod uses Gloo. Under MPI they lead to its
+                launcher, too, which would end the process with an exit code of its own.
+        """
         before = _sockets()
-        try:
-            yield
-        finally:
+        yield
+        if is_gloo():
             self._known |= dict(_sockets().items() - before.items())
 
     def cut(self) -> bool:

@@ -27,7 +27,7 @@ from horovod_detox.watch.beats import (
     Finding,
     Waiting,
 )
-from horovod_detox.watch.channel import Hub, Spoke, address
+from horovod_detox.watch.channel import Hub, Spoke, address, keepers
 from horovod_detox.watch.judge import Judge
 from horovod_detox.watch.known import SILENT
 from horovod_detox.watch.places import Sampler
@@ -36,11 +36,15 @@ from horovod_detox.watch.processes import Identity, Neighbour
 SECONDS = 0.5
 """From one beat to the next."""
 ABORT_AFTER = 2.0
-"""Seconds from the end of a wait until Horovod's connections are cut, if it is still waited."""
+"""Seconds from the end of a wait until Horovod's connections are cut, if it is still waited; where
+there are none, the process is ended."""
 EXIT_AFTER = 10.0
 """And until the process is ended."""
 LEAVE_WITHIN = 1.0
 """Seconds that a process may spend on telling the others that it leaves."""
+UNTIL_SAID = 1.0
+"""Seconds from the end of a wait until a stopped rank is killed: its launcher then ends the others,
+who have said by then whom they waited for."""
 UNTIL_SENT = 0.1
 """Seconds that ZeroMQ's thread gets for what it was given."""
 
@@ -54,7 +58,7 @@ class Watch:
         collectives: of all ranks, which come here together.
         hosts: of the ranks.
         timeout: for so many seconds may others wait for a rank that stands still.
-        abort: ends collectives of Horovod that this process is blocked in.
+        abort: ends collectives of Horovod that this process is blocked in; returns whether it can.
 
     Attributes:
         wake: has this thread wake up, when something is sent to it: the number of a signal, or 0.
@@ -67,7 +71,7 @@ class Watch:
         collectives: Collectives,
         hosts: Sequence[str],
         timeout: float,
-        abort: Callable[[], object] = lambda: None,
+        abort: Callable[[], bool] = lambda: True,
     ) -> None:
         self.rank, self._hosts, self._abort = collectives.rank, tuple(hosts), abort
         self.dies_of: Callable[[int], str] = lambda number: ""
@@ -75,6 +79,7 @@ class Watch:
         self._cause: ExchangeTimeout | None = None
         self._cause_came_at = 0
         self._culprits: set[int] = set()
+        self._to_kill: dict[int, float] = {}
         self._left = ""
         self._ended: dict[Wait, float] = {}
         self._said = ""
@@ -170,8 +175,10 @@ class Watch:
         text = str(cause)
         if not self._said or not (text.startswith(self._said) or self._said.startswith(text)):
             self._said = text
-            line = f"horovod_detox: rank {self.rank} stops waiting: {cause}"
-            print(line, file=sys.stderr, flush=True)
+            does = f"rank {self.rank} stops waiting"
+            if self.rank in self._culprits:
+                does = f"the others have stopped waiting for rank {self.rank}"
+            print(f"horovod_detox: {does}: {cause}", file=sys.stderr, flush=True)
 
     def wait_for_their_end(self, seconds: float) -> None:
         """Let the processes on this host that are the cause of its end do so before it."""
@@ -350,20 +357,23 @@ class Watch:
         if wait is not None and wait.what == finding.ends:
             self._ended.setdefault(wait, time.monotonic())
             self.say(why)  # at once, as Horovod may not survive the end of another rank
-        for rank in self._neighbours.keys() & set(finding.missing):
-            if self._neighbours[rank].look().state == STOPPED:
-                self._neighbours[rank].kill()
+        self._to_kill |= dict.fromkeys(finding.missing, time.monotonic() + UNTIL_SAID)
 
     def _end_what_is_blocked(self, now: float) -> None:
-        """End a wait that has ended and is still waited: in Horovod, or in a framework."""
+        """End stopped ranks, and a wait that is still waited: in Horovod, or in a framework."""
+        for rank in self._neighbours.keys() & {r for r, at in self._to_kill.items() if now > at}:
+            del self._to_kill[rank]
+            if self._neighbours[rank].look().state == STOPPED:
+                self._neighbours[rank].kill()
         wait = waits.outermost()
         if wait is None or wait not in self._ended:
             return
         blocked = now - self._ended[wait]
+        can_end = True
         if blocked > ABORT_AFTER and not self._has_aborted:
             self._has_aborted = True
-            self._abort()
-        if blocked > EXIT_AFTER:
+            can_end = self._abort()
+        if blocked > EXIT_AFTER or not can_end:
             os._exit(TRY_AGAIN)
 
     @contextmanager
@@ -383,13 +393,3 @@ def _explained(text: str, kind: type[ExchangeTimeout] = ExchangeTimeout) -> Exch
     error = kind(text)
     error.is_explained = True
     return error
-
-
-def keepers(hosts: Sequence[str]) -> tuple[int, ...]:
-    """Return who hears all ranks: rank 0 and, for when that is missing, one on another host.
-
-    >>> keepers(["a", "a", "b", "b"]), keepers(["a", "a"]), keepers(["a"])
-    ((0, 2), (0, 1), (0,))
-    """
-    elsewhere = (rank for rank, host in enumerate(hosts) if host != hosts[0])
-    return (0, *[next(elsewhere, 1)][: len(hosts) - 1])

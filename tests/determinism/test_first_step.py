@@ -380,6 +380,7 @@ def test_frontends_check_unless_told_not_to(preflight, monkeypatch):
             init=lambda: None,
             is_initialized=lambda: True,
             size=lambda: 3,
+            gloo_enabled=lambda: True,
             local_rank=lambda: collectives.rank,
             global_process_set=everybody,
         )

@@ -154,7 +154,10 @@ def test_only_connections_made_in_the_block_are_cut_and_none_is_left_to_a_fork()
         before = socket.create_connection(server.getsockname())
         before_far, _ = server.accept()
         sockets = Sockets()
-        with sockets.recorded():
+        with sockets.recorded(lambda: False):
+            of_mpi = socket.create_connection(server.getsockname())
+            of_mpi_far, _ = server.accept()
+        with sockets.recorded(lambda: True):
             during = socket.create_connection(server.getsockname())
             during_far, _ = server.accept()
         sockets_left = os.fork()
@@ -168,11 +171,12 @@ def test_only_connections_made_in_the_block_are_cut_and_none_is_left_to_a_fork()
         sockets.cut()
         blocked.join(5)
         assert not blocked.is_alive()
-        before_far.sendall(b"x")
-        assert before.recv(1) == b"x"
-        for each in (before, before_far, during, during_far):
+        for near, far in ((before, before_far), (of_mpi, of_mpi_far)):
+            far.sendall(b"x")
+            assert near.recv(1) == b"x"
+        for each in (before, before_far, of_mpi, of_mpi_far, during, during_far):
             each.close()
-    sockets.cut()  # of descriptors that are closed, nothing
+    assert not sockets.cut()  # of descriptors that are closed, nothing
 
 
 def test_several_threads_may_ask_whether_a_neighbour_is_gone(start):

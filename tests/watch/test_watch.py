@@ -1,6 +1,7 @@
 """Watches of several ranks in one process, over real sockets: what one tells, all others hear."""
 
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -13,10 +14,12 @@ import pytest
 
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.waits import ExchangeTimeout, RankLeft, Waits, waits
+from horovod_detox.remedies import TRY_AGAIN
 from horovod_detox.watch import judge, known, leaving, watch
 from horovod_detox.watch.beats import STOPPED, Beat, Finding
+from horovod_detox.watch.channel import keepers
 from horovod_detox.watch.processes import Neighbour
-from horovod_detox.watch.watch import Watch, keepers
+from horovod_detox.watch.watch import Watch
 
 
 @pytest.fixture
@@ -114,6 +117,17 @@ def test_a_rank_that_a_launcher_ends_says_first_who_is_gone(job, monkeypatch, ca
     assert said.startswith("horovod_detox: rank 1 stops waiting: rank 0 is gone without a word")
 
 
+def test_whom_the_others_have_given_up_does_not_say_that_it_waits(job, capfd):
+    for each in job(2):
+        each._follow(
+            Finding("rank 1 has been at a.py:4 for 60 s", ends="hvd.barrier", missing=(1,))
+        )
+        each.say(each.cause(0))
+    waits, given_up = capfd.readouterr().err.splitlines()
+    assert waits == "horovod_detox: rank 0 stops waiting: rank 1 has been at a.py:4 for 60 s"
+    assert given_up.startswith("horovod_detox: the others have stopped waiting for rank 1: rank 1")
+
+
 def test_a_signal_is_not_lost_when_watching_fails(job, monkeypatch):
     ends, (_, second) = [], job(2)
     monkeypatch.setattr(watch.os, "_exit", ends.append)
@@ -207,7 +221,7 @@ def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):
     monkeypatch.setattr(watch, "ABORT_AFTER", 0.3)
     watches = job(2)
     cut = []
-    watches[0]._abort = lambda: cut.append(time.monotonic())
+    watches[0]._abort = lambda: cut.append(time.monotonic()) or True
     with waits.waiting("y"):
         began = time.monotonic()
         watches[0]._follow(Finding("too late", ends="y", missing=(1,)))
@@ -215,6 +229,19 @@ def test_a_wait_that_stays_blocked_is_cut(job, monkeypatch):
         assert cut[0] - began >= 0.3
         time.sleep(0.5)
     assert len(cut) == 1
+
+
+def test_a_process_that_is_blocked_where_nothing_can_be_cut_ends(job, monkeypatch):
+    """As under MPI, whose connections are those of its launcher."""
+    monkeypatch.setattr(watch, "SECONDS", 0.1)
+    monkeypatch.setattr(watch, "ABORT_AFTER", 0.3)
+    watches, codes = job(2), []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    watches[0]._abort = lambda: False
+    with waits.waiting("y"):
+        watches[0]._follow(Finding("too late", ends="y", missing=(1,)))
+        assert until(lambda: codes)
+    assert codes[0] == TRY_AGAIN
 
 
 def test_a_stopped_rank_is_killed_when_its_limit_is_over_and_no_other_is(job):
@@ -230,8 +257,10 @@ def test_a_stopped_rank_is_killed_when_its_limit_is_over_and_no_other_is(job):
     stopped, sleeping = children
     stopped.send_signal(signal.SIGSTOP)
     assert until(lambda: first._neighbours[1].look().state == STOPPED)
+    began = time.monotonic()
     first._follow(Finding("too late", ends="z", missing=(1, 7)))
     assert stopped.wait(10) == -signal.SIGKILL
+    assert time.monotonic() - began > watch.UNTIL_SAID  # by then the others have heard of it
     assert sleeping.poll() is None
     sleeping.kill()
     sleeping.wait()
