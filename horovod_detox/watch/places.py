@@ -1,14 +1,17 @@
 """Where a thread is in its script, and whether it moves."""
 
+import gc
 import linecache
+import operator
 import os
 import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 FOLDERS = {f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib")}
@@ -41,7 +44,7 @@ class Sampler:
 
     def sample(self) -> str:
         """Return where the thread is, in words; note whether it has moved."""
-        frame = sys._current_frames().get(self._ident)
+        frame = _frames().get(self._ident)
         now, processor = time.monotonic(), self._processor_time()
         stack = tuple((id(each.f_code), each.f_lineno) for each in _outwards(frame))
         worked = processor - self._processor > LEAST_SHARE * (now - self._at)
@@ -53,6 +56,19 @@ class Sampler:
 
     def _processor_time(self) -> float:
         return time.clock_gettime(self._clock)
+
+
+def _frames() -> dict[int, FrameType]:
+    """Return the innermost frames of all threads.
+
+    Python 3.11 may collect garbage meanwhile, with a lock for which that may wait, for ever: as for
+    a `threading.local` (CPython's issue 106883). In `map` the three calls are one for all threads.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        return sys._current_frames()
+    calls: tuple[Callable[[], Any], ...] = (gc.disable, sys._current_frames, gc.enable)
+    _, frames, _ = map(operator.call, calls)
+    return frames
 
 
 def place(frame: FrameType | None) -> str:

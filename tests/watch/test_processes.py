@@ -124,6 +124,36 @@ def test_a_thread_that_works_does_not_stand_still():
     assert "test_processes.py" in found[-1]
 
 
+SAMPLES_BESIDE_GARBAGE = """
+import faulthandler, gc, threading
+from horovod_detox.watch.places import Sampler
+
+faulthandler.dump_traceback_later(20, exit=True)
+sampler = Sampler()
+for allocations in range(1, 40):
+    gc.disable()
+    gc.collect()
+    for _ in range(3):
+        cycle = [threading.local()]
+        cycle.append(cycle)
+        del cycle
+    gc.set_threshold(gc.get_count()[0] + allocations)
+    gc.enable()
+    sampler.sample()
+    assert gc.isenabled()
+gc.disable()
+sampler.sample()
+assert not gc.isenabled()
+"""
+
+
+def test_garbage_of_any_kind_is_collected_beside_samples():
+    """What is collected may wait for the lock that CPython 3.11 holds while it lists frames."""
+    command = [sys.executable, "-c", SAMPLES_BESIDE_GARBAGE]
+    job = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr
+
+
 def test_long_lines_are_cut_and_lines_of_libraries_alone_are_told(monkeypatch):
     monkeypatch.setattr(places.linecache, "getline", lambda *_: "x" * 300)
     assert place(sys._getframe()).endswith(f" ({'x' * places.MOST_LETTERS}...)")
