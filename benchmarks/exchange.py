@@ -153,6 +153,7 @@ class TimedStep:
     def connect(self) -> None:
         """Begin anew, with nobody distrusted."""
         self.disconnect()
+        context.forget()
         hvd.init(detox=self.setting.detox)
         hvd.on_fault(self.faults.append)
         self.parameter = torch.nn.Parameter(torch.empty(self.setting.size))

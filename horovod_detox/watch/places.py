@@ -62,13 +62,13 @@ def _frames() -> dict[int, FrameType]:
     """Return the innermost frames of all threads.
 
     Python 3.11 may collect garbage meanwhile, with a lock for which that may wait, for ever: as for
-    a `threading.local` (CPython's issue 106883). In `map` the three calls are one for all threads.
+    a `threading.local` (CPython's issue 106883). In a list of `map` the three calls are one for all
+    threads.
     """
     if sys.version_info >= (3, 12) or not gc.isenabled():
         return sys._current_frames()
-    calls: tuple[Callable[[], Any], ...] = (gc.disable, sys._current_frames, gc.enable)
-    _, frames, _ = map(operator.call, calls)
-    return frames
+    calls: list[Callable[[], Any]] = [gc.disable, sys._current_frames, gc.enable]
+    return [*map(operator.call, calls)][1]
 
 
 def place(frame: FrameType | None) -> str:
