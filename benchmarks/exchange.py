@@ -156,7 +156,7 @@ class TimedStep:
         context.forget()
         hvd.init(detox=self.setting.detox)
         hvd.on_fault(self.faults.append)
-        self.parameter = torch.nn.Parameter(torch.empty(self.setting.size))
+        self.parameter = torch.nn.Parameter(torch.zeros(self.setting.size))
         self.parameter.grad = self.setting.gradient
         self.optimizer = hvd.DistributedOptimizer(torch.optim.SGD([self.parameter], lr=0.0))
 
