@@ -1,8 +1,9 @@
 """Collectives of Horovod inside of traced functions: others see that a rank may wait in one."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,15 +16,20 @@ class Inside:
     """What functions hold, as far as this process has traced them."""
 
     def __init__(self) -> None:
-        self._collectives: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[Any, list[tuple[str, tuple[int, ...]]]] = WeakKeyDictionary()
         self._threads = threading.local()
 
-    def note(self, collective: str) -> None:
-        """Note that the functions which this thread traces hold a collective."""
+    def note(self, collective: str, ranks: Sequence[int]) -> None:
+        """Note that the functions which this thread traces hold a collective of some ranks.
+
+        Args:
+            collective: in words.
+            ranks: that have to come there; empty: all.
+        """
         for function in self._traced():
-            held = self._collectives.setdefault(function, [])
-            if collective not in held:
-                held.append(collective)
+            held = self._held.setdefault(function, [])
+            if (one := (collective, tuple(ranks))) not in held:
+                held.append(one)
 
     @contextmanager
     def running(self, function: Any) -> Iterator[bool]:
@@ -31,9 +37,12 @@ class Inside:
         traced = self._traced()
         traced.append(function)
         try:
-            if tf.executing_eagerly() and (held := self._collectives.get(function)):
-                more = f" and {len(held) - 1} more" if held[1:] else ""
-                with waits.waiting(f"a function with {held[0]}{more}", is_possible=True):
+            if tf.executing_eagerly() and (held := self._held.get(function)):
+                first, *others = dict.fromkeys(name for name, _ in held)
+                what = f"a function with {first}" + (f" and {len(others)} more" if others else "")
+                sets = [ranks for _, ranks in held]
+                ranks = sorted({*chain(*sets)}) if all(sets) else ()
+                with waits.waiting(what, ranks, is_possible=True):
                     yield True
             else:
                 yield False

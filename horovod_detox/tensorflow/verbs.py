@@ -30,5 +30,5 @@ def _waiting(function: Callable[..., Any]) -> Callable[..., Any]:
 def _enter(process_set: Any, what: str) -> bool:
     is_eager = tf.executing_eagerly()
     if not is_eager:
-        inside.note(what)
+        inside.note(what, process_set.ranks if process_set.process_set_id else ())
     return is_eager

@@ -7,6 +7,7 @@ pytest.importorskip("horovod.tensorflow")
 
 import horovod_detox.tensorflow as hvd  # noqa: E402
 from horovod_detox.exchange.waits import waits  # noqa: E402
+from horovod_detox.tensorflow.inside import inside  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,22 @@ def test_the_function_that_a_script_calls_is_the_one_that_waits():
     text = "a function with hvd.allreduce('loss')"
     assert told((found, outer), tf.constant(1.0)) == text
     assert told((found, inner), tf.constant(1.0)) == text
+
+
+def test_ranks_outside_of_its_process_sets_are_not_waited_for():
+    """One process cannot have such sets: they are noted as the verbs do."""
+    found, node = seen()
+
+    @tf.function
+    def function(sets):
+        node()
+        for ranks in sets:
+            inside.note("hvd.allreduce", ranks)
+
+    for sets, ranks in (([[2, 3], [0, 2]], (0, 2, 3)), ([[], [2, 3]], ())):
+        for _ in range(2):
+            function(sets)
+        assert found.pop().ranks == ranks
 
 
 def test_a_function_that_fails_waits_no_more():
