@@ -68,7 +68,11 @@ def _frames() -> dict[int, FrameType]:
     if sys.version_info >= (3, 12) or not gc.isenabled():
         return sys._current_frames()
     calls: list[Callable[[], Any]] = [gc.disable, sys._current_frames, gc.enable]
-    return [*map(operator.call, calls)][1]
+    try:
+        return [*map(operator.call, calls)][1]
+    except BaseException:  # an audit hook may refuse it
+        gc.enable()
+        raise
 
 
 def place(frame: FrameType | None) -> str:

@@ -1,5 +1,6 @@
 """What a host's kernel tells of other processes, and where a thread is in its script."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -152,6 +153,17 @@ def test_garbage_of_any_kind_is_collected_beside_samples():
     command = [sys.executable, "-c", SAMPLES_BESIDE_GARBAGE]
     job = subprocess.run(command, capture_output=True, text=True, check=False)
     assert job.returncode == 0, job.stderr
+
+
+def test_garbage_is_collected_again_when_frames_are_refused(monkeypatch):
+    def refuse():
+        raise PermissionError("an audit hook")
+
+    sampler = Sampler()
+    monkeypatch.setattr(sys, "_current_frames", refuse)
+    with pytest.raises(PermissionError):
+        sampler.sample()
+    assert gc.isenabled()
 
 
 def test_long_lines_are_cut_and_lines_of_libraries_alone_are_told(monkeypatch):
