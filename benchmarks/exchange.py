@@ -98,6 +98,7 @@ class Setting:
         honest: `(d,)`, the gradient of this rank's group.
         update: `(d,)`, what every rank should hold after the exchange.
         gradient: `(d,)`, what is exchanged, in place.
+        weights: `(d,)`, which the gradient is of.
         is_liar: whether this rank is its group's liar.
     """
 
@@ -110,6 +111,7 @@ class Setting:
         votes = base.numpy() + np.arange(hvd.num_groups(), dtype=np.float32)[:, None]
         self.update = torch.from_numpy(by_name(str(detox.outer))(votes))
         self.gradient = self.honest.clone()
+        self.weights = torch.zeros(size)
         self.is_liar = hvd.group_rank() == hvd.group_size() - 1
 
     def row(self, exchange: str, liars: str) -> dict[str, Any]:
@@ -156,7 +158,7 @@ class TimedStep:
         context.forget()
         hvd.init(detox=self.setting.detox)
         hvd.on_fault(self.faults.append)
-        self.parameter = torch.nn.Parameter(torch.zeros(self.setting.size))
+        self.parameter = torch.nn.Parameter(self.setting.weights)
         self.parameter.grad = self.setting.gradient
         self.optimizer = hvd.DistributedOptimizer(torch.optim.SGD([self.parameter], lr=0.0))
 
