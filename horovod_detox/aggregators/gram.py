@@ -33,7 +33,7 @@ def gram_matrix(values: Rows, reference: Vector | None = None) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             return _block_gram(block, before)
 
-    blocks = for_blocks(work, len(votes[0]), xp.block, xp.threads)
+    blocks = for_blocks(work, len(votes[0]), xp.block, xp)
     return sum(blocks, np.zeros((len(votes) + 1, len(votes) + 1)))
 
 

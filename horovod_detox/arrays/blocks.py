@@ -10,6 +10,7 @@ import numpy as np
 
 from horovod_detox.arrays.namespaces import (
     Kernels,
+    Namespace,
     Vector,
     Votes,
     dtype_name,
@@ -36,10 +37,11 @@ def kernels(rows: Rows) -> Kernels:
     return namespace(rows[0]).kernels
 
 
-def for_blocks(work: Callable[[slice], T], width: int, block: int, threads: int) -> list[T]:
+def for_blocks(work: Callable[[slice], T], width: int, block: int, xp: Namespace) -> list[T]:
     """Call `work(columns)` for every block of columns; return the results in their order."""
     blocks = list(slices(width, block))
-    if threads == 1 or len(blocks) < 2:
+    threads = xp.threads if len(blocks) > 1 else 1
+    if threads == 1:
         return [work(columns) for columns in blocks]
     share = -(-len(blocks) // threads)
     shares = [blocks[i : i + share] for i in range(0, len(blocks), share)]
@@ -96,7 +98,7 @@ def by_block(
                 for i, row in enumerate(combined):
                     result[i, columns] = row + 0.0
 
-    for_blocks(work, width, xp.block, xp.threads)
+    for_blocks(work, width, xp.block, xp)
     return result
 
 
@@ -154,7 +156,7 @@ def finite_rows(values: Votes) -> np.ndarray:
     xp = namespace(values)
     if isinstance(values, np.ndarray) and values.dtype in (np.float32, np.float64):
         # One fast pass; only a vote that is not short in this sense needs the second look.
-        squares = for_blocks(lambda i: np.vdot(values[i], values[i]), len(values), 1, xp.threads)
+        squares = for_blocks(lambda i: np.vdot(values[i], values[i]), len(values), 1, xp)
         short = np.array(squares) < LARGEST**2
         if short.all():
             return short

@@ -59,11 +59,11 @@ def examine_together(
 
     That is which slices are the same, see `labels`, and the finiteness of each.
     """
-    distinct = {id(copy): copy for copy in copies}
-    finite = {key: _finite_slices(buffers, copy, bounds) for key, copy in distinct.items()}
-    return np.stack(
-        [labels(copies, bounds), np.stack([finite[id(copy)] for copy in copies])], axis=2
-    )
+    same = labels(copies, bounds)
+    finite = np.ones(same.shape, bool)
+    for i in set(same.ravel().tolist()):
+        finite[i] = _finite_slices(buffers, copies[i], bounds)
+    return np.stack([same, np.take_along_axis(finite, same, axis=0)], axis=2)
 
 
 def non_finite_votes(verdict: Verdict, table: np.ndarray) -> tuple[int, ...]:

@@ -13,8 +13,10 @@ from horovod_detox.exchange.evidence import Accusation, Accused
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.witnesses import majority
 
-GATHERED_WORDS = 1 << 19
-"""Up to so many words, 4 MiB, one allgather is faster than a broadcast by each owner."""
+GATHERED_WORDS = 1 << 21
+"""Parts of up to so many words, 16 MiB, may be gathered at once."""
+GATHERED_SLICE = 1 << 18
+"""And so many words of each owner, 2 MiB: up to there it is faster than a broadcast by each."""
 
 
 def with_accusations(accusations: Sequence[Accusation], facts: np.ndarray) -> np.ndarray:
@@ -108,7 +110,7 @@ def share_slices(collectives: Collectives, part: Part, update: Words, facts: np.
     """
     name = f"update{part.name}"
     start, stop = part.slices[collectives.rank]
-    if part.stop - part.start <= GATHERED_WORDS:
+    if part.stop - part.start <= min(GATHERED_WORDS, GATHERED_SLICE * collectives.size):
         return _Gathered(collectives.allgather_words(name, facts, update[start:stop]), part, update)
     broadcasts = [
         collectives.broadcast(f"{name}.{owner}", update[start:stop], owner)

@@ -13,7 +13,7 @@ def choose_senders(groups: Groups, slices: int, distrusted: Collection[int]) -> 
     senders = np.empty((len(groups), slices), dtype=np.int64)
     for group, members in enumerate(groups.members):
         trusted = np.array([rank for rank in members if rank not in distrusted] or members)
-        others = np.setdiff1d(np.arange(slices), trusted)
+        others = np.delete(np.arange(slices), trusted)
         senders[group, trusted] = trusted
         senders[group, others] = np.resize(trusted, len(others))
     return senders
@@ -36,7 +36,8 @@ def repairs(
     for group, winners in winners_by_group.items():
         won = table[list(winners), slices]  # (slices, 3)
         fits = (table[senders[group], slices] == won).all(axis=1)
-        fits &= ~np.isin(senders[group], list(guilty))
+        if guilty:
+            fits &= ~np.isin(senders[group], list(guilty))
         for s in np.flatnonzero(~fits).tolist():
             others = [
                 rank

@@ -4,7 +4,6 @@ A wait is opened by whoever enters what all ranks have to come to: an exchange, 
 the script. In it there may be many small ones, on any thread. Who watches the job ends it by name.
 """
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +70,6 @@ class Waits:
     def __init__(self) -> None:
         self._open: list[Wait] = []
         self._ended: dict[str, ExchangeTimeout] = {}
-        self._news = threading.Event()
         self.pace = Pace()
         self.latest_end = 0.0
         self.process_ends = False
@@ -104,29 +102,19 @@ class Waits:
     def end(self, what: str, why: ExchangeTimeout) -> None:
         """End all waits of a name, now or when they are entered."""
         self._ended.setdefault(what, why)
-        self._news.set()
 
     def end_with_the_process(self) -> None:
         """Wait for nobody any more."""
         self.process_ends = True
-        self._news.set()
 
     def begin_anew(self) -> None:
         """Forget which waits have ended, as a new session uses their names again."""
         self._ended.clear()
-        if not self.process_ends:
-            self._news.clear()
 
     def ended(self) -> ExchangeTimeout | None:
         """Return why a wait of this process has ended; None: none has."""
         found = (self._ended[wait.what] for wait in [*self._open] if wait.what in self._ended)
         return next(found, None)
-
-    def pause(self, seconds: float) -> None:
-        """Sleep, but not on when something has ended."""
-        if not self._news.wait(seconds) or self.process_ends or self.ended():
-            return
-        time.sleep(seconds)
 
 
 waits = Waits()

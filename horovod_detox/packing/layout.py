@@ -56,7 +56,7 @@ class Buffers:
         """Return the length of the array in words."""
         return self.segments[-1].stop if self.segments else 0
 
-    @property
+    @cached_property
     def numbers(self) -> "Buffers":
         """Return the buffers of numbers alone, in the same words."""
         return Buffers(tuple(s for s in self.segments if s.dtype != SIGN), self.dtype)

@@ -142,7 +142,7 @@ class _HorovodHandle:
             check_waits()
             if time.monotonic() > deadline:
                 raise ExchangeTimeout.after(timeout, self._collectives.rank, self._name)
-            waits.pause(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             if waits.process_ends:
                 raise ExchangeTimeout.at_the_end(self._collectives.rank, self._name)
 

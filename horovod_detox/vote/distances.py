@@ -51,7 +51,7 @@ def distances(values: Rows) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
             return _block_distances([xp.cast(row[columns], working) for row in rows])
 
-    blocks = for_blocks(work, len(rows[0]), xp.block, xp.threads)
+    blocks = for_blocks(work, len(rows[0]), xp.block, xp)
     with np.errstate(over="ignore", invalid="ignore"):
         found = sum(blocks, np.zeros((len(rows), len(rows))))
     lengths = found.diagonal()

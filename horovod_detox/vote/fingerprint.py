@@ -88,14 +88,16 @@ def labels(copies: Sequence[Copy], bounds: Sequence[tuple[int, int]]) -> np.ndar
     Two slices have the same label if and only if they are the same: that of the first such copy.
     """
     found = np.empty((len(copies), len(bounds)), np.int64)
+    firsts: list[int] = []  # copies that have slices which none before has
     for i, copy in enumerate(copies):
         found[i] = i
-        for j in np.unique(found[:i]).tolist():
+        for j in firsts:
             is_new = found[i] == i
             if not is_new.any():
                 break
-            same = _same(copies[j], copy, bounds)
-            found[i, same & is_new] = j
+            found[i, is_new & _same(copies[j], copy, bounds)] = j
+        if (found[i] == i).any():
+            firsts.append(i)
     return found
 
 

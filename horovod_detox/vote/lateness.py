@@ -1,6 +1,7 @@
 """Who comes late to exchanges, from how long each rank waited in them: no fault, but it costs."""
 
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -59,11 +60,12 @@ class Lateness:
         >>> lateness.ranks()
         {1: Late(exchanges=1, seconds=2.0)}
         """
-        seconds = np.clip(np.nan_to_num(waited), 0, MOST)
-        late = np.median(seconds) - seconds
-        for rank in np.flatnonzero(late >= LEAST).tolist():
-            before = self._late[rank]
-            self._late[rank] = Late(before.exchanges + 1, before.seconds + float(late[rank]))
+        seconds = [min(max(0.0, each), MOST) for each in waited.tolist()]
+        usual = median(seconds)
+        for rank, late in enumerate(usual - each for each in seconds):
+            if late >= LEAST:
+                before = self._late[rank]
+                self._late[rank] = Late(before.exchanges + 1, before.seconds + late)
 
     def ranks(self) -> dict[int, Late]:
         """Return how late those ranks came that ever did."""

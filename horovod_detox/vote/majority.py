@@ -90,6 +90,8 @@ def judge(groups: Groups, fingerprints: np.ndarray) -> Verdict:
 
 def _votes(ranks: np.ndarray, fingerprints: np.ndarray) -> list[Vote]:
     """Take the votes of g groups of r: `(g, r)` ranks and `(g, r, slices, n)` fingerprints."""
+    if (fingerprints == fingerprints[:, :1]).all():
+        return [Vote((first,) * fingerprints.shape[2]) for first in ranks[:, 0].tolist()]
     equal = (fingerprints[:, :, None] == fingerprints[:, None]).all(axis=-1)  # (g, r, r, slices)
     supporters = equal.sum(axis=2)  # (g, r, slices)
     winner = supporters.argmax(axis=1)  # (g, slices), the lowest index among equals

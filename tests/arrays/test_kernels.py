@@ -7,6 +7,7 @@ import threading
 import time
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_threads_change_no_bit(rule, monkeypatch):
 
 def test_blocks_are_worked_on_at_the_same_time():
     both = threading.Barrier(2, timeout=20)
-    assert sorted(for_blocks(lambda columns: both.wait(), 20, 10, threads=2)) == [0, 1]
+    two: Any = SimpleNamespace(threads=2)
+    assert sorted(for_blocks(lambda columns: both.wait(), 20, 10, two)) == [0, 1]
 
 
 def test_the_thread_budget_is_shared_by_the_ranks_of_a_host(monkeypatch):

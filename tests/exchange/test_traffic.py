@@ -1,6 +1,7 @@
 """What an exchange sends, in how many rounds, and what memory it takes."""
 
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from horovod_detox.engine import Engine
 from horovod_detox.exchange import EXCHANGES
 from horovod_detox.exchange.cluster import InProcessCluster
 from horovod_detox.exchange.control import ENTROPY, RECORD
+from horovod_detox.exchange.cut import cut
+from horovod_detox.exchange.owners import share_slices
 from horovod_detox.packing.layout import WORD
 from measuring.traffic import Traffic
 from tests.cluster import Tampering, layout_of
@@ -52,6 +55,29 @@ def test_small_gradients_take_a_single_round(fields, words, used):
     kind = "allgather" if used == "gathered" else "alltoall"
     assert f"{kind} {calls[used]}" in Listening.names
     assert ("allgather update" in Listening.names) == (used == "sharded")
+
+
+MIB = 1 << 17
+"""Words."""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words", "is_gathered"),
+    [
+        (4, 8 * MIB, True),
+        (4, 8 * MIB + 1, False),
+        (8, 16 * MIB, True),
+        (16, 16 * MIB + 1, False),
+    ],
+)
+def test_parts_are_gathered_at_once_up_to_a_size_that_depends_on_the_ranks(
+    ranks, words, is_gathered
+):
+    seam = Mock(size=ranks, rank=0)
+    (part,) = cut(words, ranks)
+    share_slices(seam, part, np.empty(words, np.int64), np.zeros(1, np.int64))
+    assert seam.broadcast.call_count == (0 if is_gathered else ranks)
+    assert seam.allgather_words.call_count == 1
 
 
 @pytest.mark.parametrize("exchange", ["sharded", "gathered"])

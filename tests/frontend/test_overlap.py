@@ -275,7 +275,8 @@ driver, has_begun = Driver(), threading.Event()
 
 def wait_for_others():
     has_begun.set()
-    waits.pause(60)
+    while not waits.process_ends:
+        time.sleep(0.01)
     print("waited no longer", flush=True)
 
 driver.submit(wait_for_others)

@@ -337,25 +337,6 @@ def test_waits_are_ended_by_name():
         assert mine.ended() is None
 
 
-def test_pauses_are_as_long_as_asked_unless_something_has_ended():
-    mine = Waits()
-    for end in (lambda: None, lambda: mine.end("else", ExchangeTimeout("x"))):
-        end()
-        began = time.monotonic()
-        mine.pause(0.05)
-        assert 0.05 <= time.monotonic() - began < 5
-    with mine.waiting("here"):
-        mine.end("here", ExchangeTimeout("x"))
-        began = time.monotonic()
-        mine.pause(30)
-        assert time.monotonic() - began < 5
-    mine.end_with_the_process()
-    began = time.monotonic()
-    mine.pause(30)
-    assert time.monotonic() - began < 5
-    assert mine.process_ends
-
-
 def test_the_limits_are_in_order():
     assert watch.SECONDS < judge.SURE < known.SILENT < judge.FIRST_WORD
     assert watch.SECONDS < leaving.UNTIL_ALL_HEARD < watch.ABORT_AFTER < watch.EXIT_AFTER
