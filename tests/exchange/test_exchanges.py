@@ -204,16 +204,17 @@ def test_a_captured_group_cannot_leave_the_hull_of_honest_votes(outer, exchange)
         assert (update <= votes.max(axis=0) + slack).all()
 
 
-def test_nan_on_all_honest_members_outvotes_an_attacker(exchange):
+@pytest.mark.parametrize("attacker", [2, 5, 8])
+def test_nan_on_all_honest_members_outvotes_an_attacker(exchange, attacker):
     copies = [[np.full(4, rank % 3, np.float32)] for rank in range(9)]
-    for rank in (2, 8):
-        copies[rank][0][:] = np.nan  # group 2 overflows together; rank 5 pretends it did not
-    copies[5][0][:] = 3.0
+    for rank in (2, 5, 8):
+        copies[rank][0][:] = np.nan  # group 2 overflows together; one rank pretends it did not
+    copies[attacker][0][:] = 3.0
     outcomes, reports = exchange_all(
         Detox(outer="mean", exchange=exchange, one_round_bytes=0), [copies]
     )
     assert layout_of(*copies[0]).typed(outcomes[4][0].update)[0].tolist() == [0.5] * 4
-    assert (reports[0].dissents, reports[0].non_finite) == ({5: 1}, {2: 1})
+    assert (reports[0].dissents, reports[0].non_finite) == ({attacker: 1}, {2: 1})
 
 
 def test_the_update_is_not_finite_when_most_votes_are_not(exchange):
