@@ -13,8 +13,13 @@ from horovod_detox.exchange.evidence import Accusation, Accused
 from horovod_detox.exchange.momentum import Means
 from horovod_detox.exchange.witnesses import majority
 
-GATHERED_WORDS = 1 << 21
-"""Parts of up to so many words, 16 MiB, may be gathered at once."""
+GATHERED_WORDS = 1 << 19
+"""Parts of up to so many words, 4 MiB, are gathered at once."""
+GATHERED_LAST = 1 << 21
+"""And the last, for which a step waits, up to so many: 16 MiB.
+
+Of all parts it would be too much: Horovod copies those that it finds in its queue together.
+"""
 GATHERED_SLICE = 1 << 18
 """And so many words of each owner, 2 MiB: up to there it is faster than a broadcast by each."""
 
@@ -110,7 +115,8 @@ def share_slices(collectives: Collectives, part: Part, update: Words, facts: np.
     """
     name = f"update{part.name}"
     start, stop = part.slices[collectives.rank]
-    if part.stop - part.start <= min(GATHERED_WORDS, GATHERED_SLICE * collectives.size):
+    limit = GATHERED_LAST if part.stop == len(update) else GATHERED_WORDS
+    if part.stop - part.start <= min(limit, GATHERED_SLICE * collectives.size):
         return _Gathered(collectives.allgather_words(name, facts, update[start:stop]), part, update)
     broadcasts = [
         collectives.broadcast(f"{name}.{owner}", update[start:stop], owner)

@@ -62,20 +62,23 @@ MIB = 1 << 17
 
 
 @pytest.mark.parametrize(
-    ("ranks", "words", "is_gathered"),
+    ("ranks", "words", "is_last", "is_gathered"),
     [
-        (4, 8 * MIB, True),
-        (4, 8 * MIB + 1, False),
-        (8, 16 * MIB, True),
-        (16, 16 * MIB + 1, False),
+        (4, 8 * MIB, True, True),
+        (4, 8 * MIB + 1, True, False),
+        (8, 16 * MIB, True, True),
+        (16, 16 * MIB + 1, True, False),
+        (8, 4 * MIB, False, True),
+        (8, 4 * MIB + 1, False, False),
     ],
 )
 def test_parts_are_gathered_at_once_up_to_a_size_that_depends_on_the_ranks(
-    ranks, words, is_gathered
+    ranks, words, is_last, is_gathered
 ):
     seam = Mock(size=ranks, rank=0)
     (part,) = cut(words, ranks)
-    share_slices(seam, part, np.empty(words, np.int64), np.zeros(1, np.int64))
+    update = np.empty(words if is_last else words + 1, np.int64)
+    share_slices(seam, part, update, np.zeros(1, np.int64))
     assert seam.broadcast.call_count == (0 if is_gathered else ranks)
     assert seam.allgather_words.call_count == 1
 

@@ -135,7 +135,7 @@ class TwoFaced(Tampering):
 
 @pytest.mark.parametrize("gathered", [0, 1 << 20])
 def test_an_owner_that_sends_another_slice_than_it_tells_is_named(gathered, monkeypatch):
-    monkeypatch.setattr("horovod_detox.exchange.owners.GATHERED_WORDS", gathered)
+    monkeypatch.setattr("horovod_detox.exchange.owners.GATHERED_LAST", gathered)
     plan, layout = Detox(witnesses=2).plan(9), layout_of(np.zeros(50))
 
     def program(collectives):
