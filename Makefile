@@ -63,7 +63,7 @@ help:
 	@echo "make setup    install everything into $(venv), Horovod included"
 	@echo "make demo     train on 6 ranks, two of them faulty, with plain Horovod and with DETOX"
 	@echo "make demo-tf  the same with Keras"
-	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (20 minutes)"
+	@echo "make bench    measure exchanges, rules and training; write docs/benchmarks.md (45 minutes)"
 	@echo "make check    style, types and the tests that matter most (2 minutes)"
 	@echo "make test     run all tests, in one process and on 3, 4, 6 and 9 ranks (30 to 60 minutes)"
 	@echo "make test-oldest  one process, without Horovod, with the oldest versions that are allowed"
