@@ -29,6 +29,8 @@ from horovod_detox.vote.majority import judge
 
 Kept = tuple[int, ...]
 """The groups whose votes are in the update, ascending."""
+Repairs = dict[tuple[int, int], int]
+"""Who sends once more, by group and slice."""
 
 
 class _Slices:
@@ -144,7 +146,7 @@ class VotedPart:
         """
         everyone = tuple(self.verdict.winners)
         try:
-            if self.verdict.abstentions or self.non_finite or self._replacements(everyone):
+            if self.verdict.abstentions or self.non_finite or self.to_repair(everyone):
                 return
         except Silenced:
             return
@@ -170,28 +172,38 @@ class VotedPart:
             return False
         return self._shared.is_done()
 
-    def repair(self, kept: Kept) -> None:
-        """Let others send what the present senders do not send as the majority has it.
+    def to_repair(self, kept: Kept) -> Repairs:
+        """Return who sends next what the present senders do not send as the majority has it.
 
         Votes that were let go are sent again.
+
+        Raises:
+            Silenced: on every rank, when nobody of a group can.
         """
-        slices, p = self._slices, len(self._table)
+        p, groups = len(self._table), self._step.plan.groups
         let_go = [group for group in kept if group not in self._votes[0]]
-        to_send = {(group, s): int(self._senders[group, s]) for group in let_go for s in range(p)}
-        to_send |= self._replacements(kept)
-        if to_send:
-            rank = self._step.collectives.rank
-            asked = [s for (_, s), sender in to_send.items() if sender == rank]
-            received = [handle.wait() for handle in slices.send("repairs", asked)]
-            for (group, s), sender in to_send.items():
-                self._senders[group, s] = sender
-                if s in slices.held:
-                    j = slices.held.index(s)
-                    self._votes[j][group] = received[j][sender].words
+        again = {(group, s): int(self._senders[group, s]) for group in let_go for s in range(p)}
+        winners = {group: self.verdict.winners[group] for group in kept}
+        return again | repairs(groups, winners, self._table, self._senders, self._findings.senders)
+
+    def send_repairs(self, senders: Repairs) -> list[Handle]:
+        """Let what was lost be on its way."""
+        rank = self._step.collectives.rank
+        asked = [s for (_, s), sender in senders.items() if sender == rank]
+        return self._slices.send("repairs", asked) if senders else []
+
+    def receive_repairs(self, senders: Repairs, handles: Sequence[Handle]) -> None:
+        """Wait for it, and use it from now on."""
+        held = self._slices.held
+        received = [handle.wait() for handle in handles]
+        for (group, s), sender in senders.items():
+            self._senders[group, s] = sender
+            if s in held:
+                self._votes[held.index(s)][group] = received[held.index(s)][sender].words
         for (s, sender), words in self._shown.items():
             group = self._step.plan.groups.of(sender)
             if self._senders[group, s] == sender:
-                self._votes[slices.held.index(s)][group] = words
+                self._votes[held.index(s)][group] = words
 
     def columns(self, kept: Kept) -> list[Columns]:
         """Check what was received of the kept groups; return it, for each slice that is held."""
@@ -269,12 +281,6 @@ class VotedPart:
         part = self._slices.part
         return self._step.fingerprints.of(self._step.update, [(part.start, part.stop)])[0]
 
-    def _replacements(self, kept: Kept) -> dict[tuple[int, int], int]:
-        """Return who sends next, by (group, slice), where a sender lost or was accused."""
-        winners = {group: self.verdict.winners[group] for group in kept}
-        groups = self._step.plan.groups
-        return repairs(groups, winners, self._table, self._senders, self._findings.senders)
-
     def _with_votes(self, kept: Kept) -> Iterable[tuple[int, dict[int, Words]]]:
         """Yield the slices that are held, and the votes of the kept groups on each."""
         for s, votes in zip(self._slices.held, self._votes, strict=True):
@@ -308,7 +314,7 @@ class VotedPart:
 
 
 def aggregate(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -> None:
-    """Compute the slices that this rank holds of one or of all parts; let its own be on their way.
+    """Compute the slices that this rank holds of some parts; let its own be on their way.
 
     Args:
         parts: all of them, if the rule needs the Gram matrix.
@@ -316,11 +322,6 @@ def aggregate(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -
         kept: the groups whose votes count.
     """
     step, holders = parts[0]._step, parts[0]._slices.holders
-    for part in parts:
-        part.receive()  # of a former attempt
-    judge_accusations(parts)
-    for part in parts:
-        part.repair(kept)
     columns = [column for part in parts for column in part.columns(kept)]
     accusations = [each for part in parts for each in part.accusations]
     rooms = [part.rooms() for part in parts]
@@ -342,6 +343,15 @@ def aggregate(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) -
     parts[0]._findings.wrong |= wrong
     for part, of_part in zip(parts, rooms, strict=True):
         part.share(kept, of_part, means)
+
+
+def repair(parts: Sequence[VotedPart], kept: Kept) -> None:
+    """Let others send what the present senders do not send as the majority has it, of all parts."""
+    judge_accusations(parts)
+    senders = [part.to_repair(kept) for part in parts]
+    under_way = [part.send_repairs(each) for part, each in zip(parts, senders, strict=True)]
+    for part, each, handles in zip(parts, senders, under_way, strict=True):
+        part.receive_repairs(each, handles)
 
 
 def judge_accusations(parts: Sequence[VotedPart]) -> None:
@@ -367,15 +377,20 @@ def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) ->
     """See to it that the update is that of the kept groups; aggregate anew until nobody is accused.
 
     Args:
-        parts, rule, kept: as of `aggregate`.
+        parts: all of them.
+        rule, kept: as of `aggregate`.
     """
+    needs_all = rule is not None and rule.uses_gram
     for _ in range(2 * parts[0]._step.collectives.size):
-        if not all(part.is_shared(kept) for part in parts):
-            aggregate(parts, rule, kept)
         for part in parts:
             part.receive()
-        if all(part.is_shared(kept) for part in parts):
+        missing = [part for part in parts if not part.is_shared(kept)]
+        if not missing:
             return
+        computed = [parts] if needs_all else [[part] for part in missing]
+        repair(parts if needs_all else missing, kept)
+        for together in computed:
+            aggregate(together, rule, kept)
     raise NoMajority(
         "no update in this step: what arrives does not match its fingerprint, again and again, "
         "whoever sends it. Check the network and the memory of the hosts"

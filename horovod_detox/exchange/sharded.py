@@ -198,12 +198,9 @@ class Sharded:
         non_finite = tuple(group for group in verdict.winners if group in in_parts)
         rule = rule_for(self.step.plan, verdict, non_finite)
         kept = tuple(group for group in verdict.winners if group not in non_finite)
-        needs_all = rule is not None and rule.uses_gram
-        every = range(len(parts))
-        for together in [every] if needs_all else [[part] for part in every]:
-            conclude([parts[part] for part in together], rule, kept)
-            for part in together:
-                self._hand_on(part)
+        conclude(parts, rule, kept)
+        for part in range(len(parts)):
+            self._hand_on(part)
         return verdict, non_finite
 
     def _recall(self) -> None:
