@@ -283,6 +283,36 @@ def test_several_bad_receivers_one_after_another():
         assert set(report.receptions) == {0, 3, 8}
 
 
+def test_all_parts_of_a_lie_are_repaired_at_once():
+    plan = settings_of("parts").plan(9)
+
+    class Watched(Wire):
+        def alltoall(self, name, facts, parts, spare=None):
+            handle = super().alltoall(name, facts, parts, spare)
+            if not name.startswith("repairs"):
+                return handle
+            self.events.append("sent")
+
+            def note(messages):
+                self.events.append("awaited")
+                return messages
+
+            return Later(handle, note)
+
+    def program(collectives):
+        seam: Any = Watched(collectives)
+        seam.events = []
+        engine = Engine(plan, seam)
+        words = LAYOUT.pack([np.full(WIDTH, plan.groups.of(collectives.rank), np.float32)])
+        exchange(engine, words ^ (collectives.rank == 0))
+        return seam.events, len(engine.parts(LAYOUT)), set(engine.ledger.report().dissents)
+
+    for events, parts, dissenters in InProcessCluster(9, 20.0).run(program):
+        assert dissenters == {0}
+        assert parts > 1
+        assert events == ["sent"] * parts + ["awaited"] * parts
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_one_bad_wire_changes_no_update_and_frames_nobody(data):
