@@ -287,6 +287,8 @@ def test_all_parts_of_a_lie_are_repaired_at_once():
     plan = settings_of("parts").plan(9)
 
     class Watched(Wire):
+        events: list[str]
+
         def alltoall(self, name, facts, parts, spare=None):
             handle = super().alltoall(name, facts, parts, spare)
             if not name.startswith("repairs"):
