@@ -381,7 +381,7 @@ def conclude(parts: Sequence[VotedPart], rule: Aggregator | None, kept: Kept) ->
         rule, kept: as of `aggregate`.
     """
     needs_all = rule is not None and rule.uses_gram
-    for _ in range(2 * parts[0]._step.collectives.size):
+    for _ in range(2 * parts[0]._step.collectives.size + 1):
         for part in parts:
             part.receive()
         missing = [part for part in parts if not part.is_shared(kept)]
